@@ -1,0 +1,92 @@
+"""Options of an architecture: a frozen dataclass whose fields carry their range and meaning."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any, Literal, get_args
+
+__all__ = ["NUMERICS", "Config", "Numerics", "OptionError", "check_numerics", "option"]
+
+Numerics = Literal["standard", "edifice"]
+"""`standard` is the mathematics; `edifice` reproduces the Elixir library to rounding, its quirks included."""
+
+NUMERICS: tuple[str, ...] = get_args(Numerics)
+
+
+class OptionError(ValueError):
+    """An option of an architecture that is unknown, of the wrong type, or out of range."""
+
+
+def check_numerics(numerics: str) -> None:
+    """Raises OptionError unless `numerics` is one of NUMERICS."""
+    if numerics not in NUMERICS:
+        raise OptionError(f"numerics must be {' or '.join(NUMERICS)}, got {numerics!r}")
+
+
+def option(default: Any, *, minimum: float = 0, below: float = math.inf, maximum: float = math.inf, help: str) -> Any:
+    """A dataclass field with its range: minimum <= value <= maximum, and value < below."""
+    return dataclasses.field(
+        default=default, metadata={"minimum": minimum, "maximum": maximum, "below": below, "help": help}
+    )
+
+
+def describe_range(field: dataclasses.Field[Any]) -> str:
+    """The range of an option in words, such as `1 to 512`."""
+    if isinstance(field.default, bool):
+        return "true or false"
+    low = field.metadata["minimum"]
+    if field.metadata["below"] < math.inf:
+        return f"{low} to below {field.metadata['below']}"
+    return f"{low} to {field.metadata['maximum']}"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """Base of every architecture's options. Constructing one checks each value against its field's type and range.
+
+    Raises:
+        OptionError: a value has the wrong type or lies outside its range; the message names the option, the range
+            and what was found.
+    """
+
+    embed_dim: int = option(287, minimum=1, maximum=65_536, help="width of one input frame")
+    hidden_size: int = option(256, minimum=1, maximum=16_384, help="width of the residual stream and of the output")
+    num_layers: int = option(4, minimum=1, maximum=512, help="number of blocks")
+    dropout: float = option(0.0, minimum=0, below=1, help="dropout rate in training; inference has none")
+    window_size: int = option(60, minimum=1, maximum=65_536, help="frames in one window")
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            kind = type(field.default)
+            if kind is float and type(value) is int:
+                value = float(value)
+                object.__setattr__(self, field.name, value)
+            if type(value) is not kind:
+                raise OptionError(f"{field.name} must be {_ARTICLE[kind]}, got {value!r}")
+            low, high, below = (field.metadata[key] for key in ("minimum", "maximum", "below"))
+            if not (low <= value <= high and value < below):
+                raise OptionError(f"{field.name} must be {describe_range(field)}, got {value}")
+
+    @property
+    def output_size(self) -> int:
+        """Width of the output."""
+        return self.hidden_size
+
+    @property
+    def param_count(self) -> int:
+        """Number of parameters, by the formula that the architecture's Edifice module documents, if it has one."""
+        raise NotImplementedError(f"{type(self).__name__} has no parameter formula")
+
+    @classmethod
+    def recommended_defaults(cls) -> dict[str, Any]:
+        """The options that the architecture's Edifice module recommends; they may differ from the build defaults."""
+        raise NotImplementedError(f"{cls.__name__} has no recommended defaults")
+
+    def options(self) -> dict[str, Any]:
+        """Every option by name, as plain JSON values."""
+        return dataclasses.asdict(self)
+
+
+_ARTICLE: dict[type, str] = {int: "an integer", float: "a number", bool: "true or false"}

@@ -1,0 +1,244 @@
+"""Hymba: a Mamba path and an attention path side by side in every block, mixed by a learned gate.
+
+    state_sequence [B, T, E]
+          |
+    input_projection                        absent if E == D
+          |
+    +-> norm -+-> mamba ------ * g -----+
+    |         +-> attention -- * (1-g) -+   g = sigmoid(fusion_gate(norm))
+    |         |    ^ meta keys, values  |
+    +-------------------- + ------------+
+    |                     |                 num_layers times
+    +-> ffn_norm -> ffn - + ------------+
+                          |
+    final_norm, last timestep -> output [B, D]
+
+Both paths read the same normalised input: the state-space path summarises the past in a fixed-size state, attention
+recalls single frames exactly, and the gate decides for each channel how much of either to take. Meta tokens are learned
+positions before the first frame that every query sees, which gives attention something to rest on.
+
+    B  batch              T  sequence (frames)     E  embed_dim
+    D  hidden_size        I  inner width, 2 D      N  state_size
+    M  num_meta_tokens    H  num_heads             R  rank of the step, max(I // 16, 1)
+
+References:
+    Edifice.SSM.Hymba, whose block this is: each layer has its own learned meta keys and values.
+    Dong et al., Hymba: A Hybrid-head Architecture for Small Language Models, arXiv 2411.13676: with `meta_propagation`,
+    its meta tokens: positions of the sequence itself, which prime the state-space path and change from layer to layer.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from . import ops
+from .config import Config, Numerics, OptionError, check_numerics, option
+from .layers import CausalConv1d, FeedForward, LayerNorm, attend
+
+__all__ = ["EDIFICE_NAMES", "Hymba", "HymbaConfig"]
+
+EXPAND = 2
+CONV_SIZE = 4
+STEP_RANGE = (0.001, 0.1)
+
+EDIFICE_NAMES = {
+    "input_projection": "input_projection",
+    "blocks.{}.norm": "hymba_block_{}_norm",
+    "blocks.{}.mamba.in_proj": "hymba_block_{}_mamba_in_proj",
+    "blocks.{}.mamba.conv": "hymba_block_{}_mamba_conv",
+    "blocks.{}.mamba.bc_proj": "hymba_block_{}_mamba_ssm_bc_proj",
+    "blocks.{}.mamba.dt_rank": "hymba_block_{}_mamba_ssm_dt_rank",
+    "blocks.{}.mamba.dt_proj": "hymba_block_{}_mamba_ssm_dt_proj",
+    "blocks.{}.mamba.out_proj": "hymba_block_{}_mamba_out_proj",
+    "blocks.{}.attention.q": "hymba_block_{}_attn_q",
+    "blocks.{}.attention.k": "hymba_block_{}_attn_k",
+    "blocks.{}.attention.v": "hymba_block_{}_attn_v",
+    "blocks.{}.attention.out_proj": "hymba_block_{}_attn_out_proj",
+    "blocks.{}.attention.meta_k": "hymba_block_{}_attn_compute/hymba_block_{}_meta_k",
+    "blocks.{}.attention.meta_v": "hymba_block_{}_attn_compute/hymba_block_{}_meta_v",
+    "blocks.{}.fusion_gate": "hymba_block_{}_fusion_gate_proj",
+    "blocks.{}.ffn_norm": "hymba_block_{}_ffn_norm",
+    "blocks.{}.ffn.up": "hymba_block_{}_ffn_up",
+    "blocks.{}.ffn.down": "hymba_block_{}_ffn_down",
+    "final_norm": "final_norm",
+}
+"""Edifice's layer (or parameter) of each module (or parameter); {} is the block, from 0 here and from 1 there."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HymbaConfig(Config):
+    """Options of Hymba, with the defaults of Edifice.SSM.Hymba.build/1."""
+
+    state_size: int = option(16, minimum=1, maximum=1024, help="state of the selective scan, per channel")
+    num_heads: int = option(4, minimum=1, maximum=1024, help="attention heads; must divide hidden_size")
+    num_meta_tokens: int = option(4, minimum=0, maximum=4096, help="learned positions before the first frame")
+    meta_propagation: bool = option(
+        False, help="meta tokens pass through every block as positions (the paper), instead of per-layer keys and values"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.hidden_size % self.num_heads:
+            raise OptionError(
+                f"hidden_size must be a multiple of num_heads, got hidden_size {self.hidden_size} and "
+                f"num_heads {self.num_heads}"
+            )
+
+    @property
+    def inner_size(self) -> int:
+        """Width of the Mamba path, I."""
+        return EXPAND * self.hidden_size
+
+    @property
+    def dt_rank(self) -> int:
+        """Rank of the projection that makes the step, R."""
+        return max(self.inner_size // 16, 1)
+
+    @property
+    def param_count(self) -> int:
+        """Number of parameters, exactly (Edifice has no formula for Hymba)."""
+        d, i, n, r = self.hidden_size, self.inner_size, self.state_size, self.dt_rank
+        norm = 2 * d
+        mamba = (d + 1) * 2 * i + (CONV_SIZE + 1) * i + (i + 1) * 2 * n + (i + 1) * r + (r + 1) * i + (i + 1) * d
+        attention = 4 * (d + 1) * d
+        gate = (d + 1) * d
+        ffn = (d + 1) * 4 * d + (4 * d + 1) * d
+        meta = self.num_meta_tokens * d if self.meta_propagation else 2 * self.num_layers * self.num_meta_tokens * d
+        projection = (self.embed_dim + 1) * d if self.embed_dim != d else 0
+        return projection + self.num_layers * (2 * norm + mamba + attention + gate + ffn) + meta + norm
+
+    @classmethod
+    def recommended_defaults(cls) -> dict[str, Any]:
+        """Edifice.SSM.Hymba.recommended_defaults/0: the build defaults but for dropout."""
+        return {
+            "hidden_size": 256,
+            "state_size": 16,
+            "num_layers": 4,
+            "num_heads": 4,
+            "num_meta_tokens": 4,
+            "window_size": 60,
+            "dropout": 0.1,
+        }
+
+
+class Mamba(nn.Module):
+    """The state-space path: in_proj -> (x, z); out_proj(scan(silu(conv(x))) * silu(z)).
+
+    Edifice's simplification of Mamba: the rates are fixed at -1 to -N, the step is clipped to STEP_RANGE, the MEAN of
+    the step over channels scales B, and there is no skip term.
+    """
+
+    rates: Tensor
+
+    def __init__(self, config: HymbaConfig) -> None:
+        super().__init__()
+        inner, state = config.inner_size, config.state_size
+        self.in_proj = nn.Linear(config.hidden_size, 2 * inner)
+        self.conv = CausalConv1d(inner, CONV_SIZE)
+        self.bc_proj = nn.Linear(inner, 2 * state)
+        self.dt_rank = nn.Linear(inner, config.dt_rank)
+        self.dt_proj = nn.Linear(config.dt_rank, inner)
+        self.out_proj = nn.Linear(inner, config.hidden_size)
+        self.register_buffer("rates", -torch.arange(1.0, state + 1).unsqueeze(0), persistent=False)
+
+    def forward(self, u: Tensor) -> Tensor:
+        """[B, T, D] -> [B, T, D]."""
+        x, z = self.in_proj(u).chunk(2, dim=-1)
+        x = functional.silu(self.conv(x))
+        b, c = self.bc_proj(x).chunk(2, dim=-1)
+        delta = functional.softplus(self.dt_proj(self.dt_rank(x))).clamp(*STEP_RANGE)
+        y = ops.selective_scan(x, delta, self.rates, delta.mean(-1, keepdim=True) * b, c)
+        return self.out_proj(y * functional.silu(z))
+
+
+class Attention(nn.Module):
+    """The attention path: causal, over the frames and, where a layer has its own, M learned meta keys and values."""
+
+    def __init__(self, config: HymbaConfig, numerics: Numerics) -> None:
+        super().__init__()
+        d, m = config.hidden_size, config.num_meta_tokens
+        self.num_heads, self.numerics = config.num_heads, numerics
+        self.q, self.k, self.v = nn.Linear(d, d), nn.Linear(d, d), nn.Linear(d, d)
+        self.out_proj = nn.Linear(d, d)
+        self.has_meta = m > 0 and not config.meta_propagation
+        if self.has_meta:
+            self.meta_k = nn.Parameter(torch.empty(m, d))
+            self.meta_v = nn.Parameter(torch.empty(m, d))
+
+    def forward(self, u: Tensor) -> Tensor:
+        """[B, T, D] -> [B, T, D]."""
+        q, k, v = self.q(u), self.k(u), self.v(u)
+        if self.has_meta:
+            k, v = prepend(self.meta_k, k), prepend(self.meta_v, v)
+        return self.out_proj(attend(q, k, v, self.num_heads, self.numerics))
+
+
+class Block(nn.Module):
+    """x + g * mamba(norm(x)) + (1 - g) * attention(norm(x)), then x + ffn(ffn_norm(x))."""
+
+    def __init__(self, config: HymbaConfig, numerics: Numerics) -> None:
+        super().__init__()
+        d = config.hidden_size
+        self.norm = LayerNorm(d, numerics)
+        self.mamba = Mamba(config)
+        self.attention = Attention(config, numerics)
+        self.fusion_gate = nn.Linear(d, d)
+        self.ffn_norm = LayerNorm(d, numerics)
+        self.ffn = FeedForward(d)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, T, D] -> [B, T, D]."""
+        u = self.norm(x)
+        gate = torch.sigmoid(self.fusion_gate(u))
+        x = x + gate * self.mamba(u) + (1 - gate) * self.attention(u)
+        return x + self.ffn(self.ffn_norm(x))
+
+
+class Hymba(nn.Module):
+    """Hymba, from a window of frames to one output.
+
+    Args:
+        config: the options.
+        numerics: `standard` for the mathematics, `edifice` for Edifice's layer norm and softmax denominator.
+    """
+
+    def __init__(self, config: HymbaConfig, numerics: Numerics = "standard") -> None:
+        super().__init__()
+        check_numerics(numerics)
+        d, layers = config.hidden_size, config.num_layers
+        self.config, self.numerics = config, numerics
+        self.input_projection = nn.Identity() if config.embed_dim == d else nn.Linear(config.embed_dim, d)
+        self.prefix = config.num_meta_tokens if config.meta_propagation else 0
+        if self.prefix:
+            self.meta_tokens = nn.Parameter(torch.empty(self.prefix, d))
+        self.blocks = nn.ModuleList(Block(config, numerics) for _ in range(layers))
+        self.dropout = nn.Dropout(config.dropout)
+        self.final_norm = LayerNorm(d, numerics)
+
+    def forward(self, state_sequence: Tensor) -> Tensor:
+        """The output at the last frame: [B, T, E] -> [B, D]."""
+        return self.final_norm(self._hidden(state_sequence)[:, -1])
+
+    def forward_prefixes(self, state_sequence: Tensor) -> Tensor:
+        """The output at every frame, each that of the window which ends there: [B, T, E] -> [B, T, D]."""
+        return self.final_norm(self._hidden(state_sequence)[:, self.prefix :])
+
+    def _hidden(self, state_sequence: Tensor) -> Tensor:
+        x = self.input_projection(state_sequence)
+        if self.prefix:
+            x = prepend(self.meta_tokens, x)
+        for index, block in enumerate(self.blocks):
+            x = block(x)
+            if index < len(self.blocks) - 1:
+                x = self.dropout(x)
+        return x
+
+
+def prepend(tokens: Tensor, sequence: Tensor) -> Tensor:
+    """Puts the same learned positions before each entry's own: [M, D], [B, T, D] -> [B, M + T, D]."""
+    return torch.cat([tokens.expand(sequence.shape[0], -1, -1), sequence], dim=1)

@@ -1,0 +1,85 @@
+"""Layers that several architectures share. Shapes: B batch, T sequence, C channels."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from . import ops
+from .config import Numerics
+
+__all__ = ["CausalConv1d", "FeedForward", "LayerNorm", "attend", "initialize"]
+
+
+class LayerNorm(nn.LayerNorm):
+    """Layer norm over the last axis; with edifice numerics, Axon's, in which a variance below epsilon counts as zero."""
+
+    def __init__(self, channels: int, numerics: Numerics) -> None:
+        super().__init__(channels, eps=1e-5)
+        self.numerics = numerics
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., C] -> [..., C]."""
+        if self.numerics == "standard":
+            return super().forward(x)
+        return ops.floored_layer_norm(x, self.weight, self.bias, self.eps)
+
+
+class CausalConv1d(nn.Module):
+    """Depthwise convolution over time that sees the current frame and the kernel_size - 1 frames before it."""
+
+    def __init__(self, channels: int, kernel_size: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(channels, 1, kernel_size))
+        self.bias = nn.Parameter(torch.empty(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, T, C] -> [B, T, C]."""
+        return ops.causal_conv1d(x, self.weight, self.bias, self.weight.shape[0])
+
+
+class FeedForward(nn.Module):
+    """down(gelu(up(x))), four times as wide inside, with the exact (erf) gelu."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.up = nn.Linear(channels, 4 * channels)
+        self.down = nn.Linear(4 * channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, T, C] -> [B, T, C]."""
+        return self.down(functional.gelu(self.up(x)))
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, num_heads: int, numerics: Numerics) -> Tensor:
+    """ops.causal_attention with the denominator of the chosen numerics."""
+    return ops.causal_attention(query, key, value, num_heads, 1e-8 if numerics == "edifice" else 0.0)
+
+
+@torch.no_grad()
+def initialize(model: nn.Module, seed: int) -> None:
+    """Gives every parameter Edifice's initial value: biases zero, all else Glorot uniform, layer-norm weights included.
+
+    Fans follow Axon: a vector counts its length on both sides, a convolution its kernel times its channels.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            parameter.zero_()
+            continue
+        match parameter.shape:
+            case (length,):
+                fan_in = fan_out = length
+                bound = math.sqrt(3)  # Axon: U(-sqrt 3, sqrt 3) for a vector, whatever its length
+            case (channels, 1, kernel):
+                fan_in, fan_out = kernel, kernel * channels
+                bound = math.sqrt(6 / (fan_in + fan_out))
+            case (fan_out, fan_in):
+                bound = math.sqrt(6 / (fan_in + fan_out))
+            case shape:
+                raise ValueError(f"no initial value is defined for {name} of shape {list(shape)}")
+        values = torch.rand(parameter.shape, generator=generator, dtype=torch.float32)
+        parameter.copy_((2 * values - 1) * bound)

@@ -1,0 +1,153 @@
+"""The operators that exporters can't take apart: each a torch custom op of namespace `edifice`.
+
+An op is registered from its plain-torch definition, the mathematics. A traced graph keeps the op whole, so that a
+lowering can be chosen for it later; eager code runs the definition, and gradients are those of the definition.
+
+    B batch, T sequence, S key sequence, C channels, N state, K kernel, W attention width, H heads
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+OPS = ("causal_attention", "causal_conv1d", "floored_layer_norm", "selective_scan")
+
+__all__ = ["MAX_ATTENTION_EPSILON", "NAMESPACE", "OPS", *OPS]
+
+NAMESPACE = "edifice"
+
+MAX_ATTENTION_EPSILON = 2.0**-25
+"""Below the resolution of a float32 sum that is at least 1: float32 lowerings may leave epsilon out."""
+
+
+def _edifice_op(definition: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Registers `definition` as `edifice::<its name>`; its result has the shape and dtype of its first argument."""
+    op = torch.library.custom_op(f"{NAMESPACE}::{definition.__name__}", definition, mutates_args=())
+
+    @op.register_fake
+    def _(first: Tensor, *_rest: Any) -> Tensor:
+        return torch.empty_like(first)
+
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.is_tensor = [isinstance(value, Tensor) for value in inputs]
+        ctx.constants = [value for value in inputs if not isinstance(value, Tensor)]
+        ctx.save_for_backward(*(value for value in inputs if isinstance(value, Tensor)))
+
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        # The definition is run again under autograd: one mathematics, no gradient formula to keep in step with it.
+        tensors, constants = iter(ctx.saved_tensors), iter(ctx.constants)
+        inputs = [next(tensors).detach() if tensor else next(constants) for tensor in ctx.is_tensor]
+        wanted = [index for index, needed in enumerate(ctx.needs_input_grad) if needed]
+        with torch.enable_grad():
+            for index in wanted:
+                inputs[index].requires_grad_()
+            output = definition(*inputs)
+            found = torch.autograd.grad(output, [inputs[index] for index in wanted], gradient)
+        gradients: list[Tensor | None] = [None] * len(inputs)
+        for index, value in zip(wanted, found, strict=True):
+            gradients[index] = value
+        return tuple(gradients)
+
+    op.register_autograd(backward, setup_context=setup_context)
+    return op
+
+
+@_edifice_op
+def selective_scan(x: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+    """Diagonal state-space recurrence whose step, input and read-out depend on the input (Mamba, arXiv 2312.00752).
+
+        h_t[c, n] = exp(delta_t[c] * a[c, n]) * h_{t-1}[c, n] + b_t[n] * x_t[c]        h_0 = 0
+        y_t[c]    = sum_n c_t[n] * h_t[c, n]
+
+    The step that scales the input is the caller's: Mamba passes delta * x for x.
+
+    Args:
+        x: [batch, sequence, channels].
+        delta: step of each channel [batch, sequence, channels].
+        a: rates, negative for a stable model [channels or 1, state].
+        b: input weights [batch, sequence, state].
+        c: read-out weights [batch, sequence, state].
+
+    Returns:
+        [batch, sequence, channels].
+    """
+    h = x.new_zeros(x.shape[0], x.shape[2], a.shape[1])
+    outputs = []
+    for t in range(x.shape[1]):
+        decay = torch.exp(delta[:, t, :, None] * a)
+        h = decay * h + b[:, t, None, :] * x[:, t, :, None]
+        outputs.append(torch.einsum("bcn,bn->bc", h, c[:, t]))
+    return torch.stack(outputs, dim=1)
+
+
+@_edifice_op
+def causal_conv1d(x: Tensor, weight: Tensor, bias: Tensor, groups: int) -> Tensor:
+    """Causal convolution over time: output t sees frames t-K+1 to t, the last tap meets frame t.
+
+    Args:
+        x: [batch, sequence, channels].
+        weight: [channels, channels / groups, kernel], cross-correlation.
+        bias: [channels].
+        groups: channels for a depthwise convolution.
+
+    Returns:
+        [batch, sequence, channels].
+    """
+    padded = functional.pad(x.transpose(1, 2), (weight.shape[2] - 1, 0))
+    return functional.conv1d(padded, weight, bias, groups=groups).transpose(1, 2).contiguous()
+
+
+@_edifice_op
+def causal_attention(query: Tensor, key: Tensor, value: Tensor, num_heads: int, epsilon: float) -> Tensor:
+    """Multi-head attention, scale 1/sqrt(head width), in which the keys before the queries are visible to all.
+
+    Query t of T sees keys 0 to S - T + t: the last T keys are the queries' own frames, the S - T before them a prefix
+    (meta tokens, or a cache).
+
+    Args:
+        query: [batch, sequence, width].
+        key: [batch, prefix + sequence, width].
+        value: [batch, prefix + sequence, width].
+        num_heads: heads that share the width.
+        epsilon: added to the softmax's denominator, whose largest term is 1 (Edifice: 1e-8).
+
+    Returns:
+        [batch, sequence, width].
+
+    Raises:
+        ValueError: epsilon is above MAX_ATTENTION_EPSILON.
+    """
+    if not 0 <= epsilon <= MAX_ATTENTION_EPSILON:
+        raise ValueError(f"epsilon must be from 0 to {MAX_ATTENTION_EPSILON}, got {epsilon}")
+    q, k, v = (t.unflatten(2, (num_heads, -1)).transpose(1, 2) for t in (query, key, value))
+    scores = q @ k.transpose(2, 3) / q.shape[-1] ** 0.5
+    length, seen = scores.shape[-2:]
+    visible = torch.ones(length, seen, dtype=torch.bool, device=scores.device).tril(seen - length)
+    scores = scores.masked_fill(~visible, -torch.inf)
+    weights = torch.exp(scores - scores.amax(-1, keepdim=True))
+    weights = weights / (weights.sum(-1, keepdim=True) + epsilon)
+    return (weights @ v).transpose(1, 2).flatten(2)
+
+
+@_edifice_op
+def floored_layer_norm(x: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> Tensor:
+    """Layer norm over the last axis in which a biased variance below epsilon counts as zero (Axon's layer norm).
+
+    Args:
+        x: [..., channels].
+        weight: [channels].
+        bias: [channels].
+        epsilon: added to the variance, and the variance's floor.
+
+    Returns:
+        [..., channels].
+    """
+    centred = x - x.mean(-1, keepdim=True)
+    variance = centred.square().mean(-1, keepdim=True)
+    variance = torch.where(variance >= epsilon, variance, 0)
+    return centred * torch.rsqrt(variance + epsilon) * weight + bias

@@ -1,0 +1,73 @@
+"""The architectures: the one list that everything else iterates over. Importing it does not import torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from .config import Config, OptionError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["ARCHITECTURES", "Architecture", "get_architecture"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Architecture:
+    """One architecture: its name on the command line and where to find its parts.
+
+    The module of the same name holds `<class_name>`, `<class_name>Config` and `EDIFICE_NAMES`.
+    """
+
+    name: str
+    class_name: str
+    edifice_module: str
+    summary: str
+
+    def _load(self, attribute: str) -> Any:
+        return getattr(importlib.import_module(f".{self.name}", __package__), attribute)
+
+    @property
+    def config_class(self) -> type[Config]:
+        """The dataclass of its options. Needs torch, which the architecture's file imports."""
+        return self._load(f"{self.class_name}Config")
+
+    @property
+    def model_class(self) -> type[nn.Module]:
+        """The torch module, constructed from (config, numerics)."""
+        return self._load(self.class_name)
+
+    @property
+    def edifice_names(self) -> Mapping[str, str]:
+        """Edifice's name of every module or parameter."""
+        return self._load("EDIFICE_NAMES")
+
+
+ARCHITECTURES: dict[str, Architecture] = {
+    architecture.name: architecture
+    for architecture in (
+        Architecture(
+            name="hymba",
+            class_name="Hymba",
+            edifice_module="Edifice.SSM.Hymba",
+            summary="Mamba and attention side by side in every block, mixed by a learned gate",
+        ),
+    )
+}
+
+
+def get_architecture(name: str) -> Architecture:
+    """The architecture of that name.
+
+    Raises:
+        OptionError: there is none; the message names the nearest and all there are.
+    """
+    if name in ARCHITECTURES:
+        return ARCHITECTURES[name]
+    near = difflib.get_close_matches(name.lower().replace("-", "_"), ARCHITECTURES, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]}? " if near else ""
+    raise OptionError(f"unknown architecture {name!r}: {hint}There are: {', '.join(sorted(ARCHITECTURES))}")
