@@ -1,0 +1,8 @@
+"""The operator set that the functions belong to, and the one their bodies are written in."""
+
+from onnxscript import opset20 as op
+from onnxscript.values import Opset
+
+__all__ = ["EDIFICE", "op"]
+
+EDIFICE = Opset("edifice", 1)

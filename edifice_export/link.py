@@ -1,0 +1,56 @@
+"""Link: attach to an abstract graph the function body of each edifice op it uses."""
+
+from __future__ import annotations
+
+import onnx
+import onnx_ir as ir
+
+from .errors import CheckError
+from .functions import LOWERINGS
+from .functions.domain import EDIFICE
+
+__all__ = ["IR_VERSION", "OPSETS", "link"]
+
+OPSETS = range(18, 26)
+"""ONNX operator sets that torch's exporter makes; ONNX Runtime 1.30 and 1.31 take all of them."""
+
+IR_VERSION = 10
+"""Old enough for runtimes of 2024."""
+
+
+def link(model: ir.Model) -> onnx.ModelProto:
+    """Attaches one body per edifice op and checks the result.
+
+    Args:
+        model: an abstract graph; it is not changed.
+
+    Returns:
+        A portable model: standard operators and model-local functions.
+
+    Raises:
+        CheckError: an op has no body, or ONNX's checker refuses the model.
+    """
+    opset = model.opset_imports[""]
+    linked = ir.to_proto(model)
+    linked.ir_version = IR_VERSION
+    for name in sorted({node.op_type for node in model.graph if node.domain == EDIFICE.domain}):
+        if name not in LOWERINGS:
+            raise CheckError(f"op {EDIFICE.domain}::{name} has no function body; there are: {', '.join(LOWERINGS)}")
+        body = LOWERINGS[name].to_function_proto()
+        for version in body.opset_import:
+            if version.domain == "":
+                version.version = opset
+        linked.functions.append(body)
+    return linked
+
+
+def check(model: onnx.ModelProto) -> None:
+    """ONNX's full check, with strict shape inference.
+
+    Raises:
+        CheckError: what the checker says.
+    """
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise CheckError(f"the linked graph does not pass ONNX's checker: {str(error).strip()}") from error

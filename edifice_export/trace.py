@@ -1,0 +1,289 @@
+"""Trace: from a torch module to an abstract graph, in which every edifice op is ONE node of domain `edifice`.
+
+The graph is valid for every size of its free dimensions, or there is none: a declared dimension that became a number,
+or a graph that differs between two traced sizes, is refused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import inspect
+import logging
+import re
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+import torch
+from edifice_reference import ops
+from onnxscript import values
+from torch import nn
+
+from .errors import CheckError
+from .functions.domain import EDIFICE
+from .specification import TensorSpec
+
+__all__ = ["check_length_independent", "check_symbolic", "scoped_names", "trace", "trace_program"]
+
+_SIZES = ((2, 7), (3, 11))
+"""The sizes traced, for the first free dimension and the second: two of each, none of them 0, 1 or equal to another."""
+
+
+def trace(module: nn.Module, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], opset: int) -> ir.Model:
+    """Traces `module` to an abstract graph.
+
+    Node and value names say where in the module they come from: `blocks.0.mamba/selective_scan`.
+
+    Args:
+        module: takes the inputs in order and returns the outputs; its parameters become initializers of their name.
+        inputs: names and shapes; symbols stay free.
+        outputs: names and shapes, checked against the graph's own.
+        opset: version of the ONNX operator set.
+
+    Raises:
+        CheckError: a free dimension was frozen, or the graph depends on the traced size.
+    """
+    traced = []
+    for sizes in _SIZES:
+        program = trace_program(module, inputs, opset, sizes, [spec.name for spec in outputs])
+        model = program.model
+        _rename(model, scoped_names(program.exported_program.graph), inputs, outputs)
+        check_symbolic(model, inputs, outputs)
+        traced.append(model)
+    check_length_independent(*traced)
+    return traced[0]
+
+
+def trace_program(
+    module: nn.Module,
+    inputs: Sequence[TensorSpec],
+    opset: int,
+    sizes: Sequence[int] = _SIZES[0],
+    output_names: Sequence[str] = ("output",),
+) -> torch.onnx.ONNXProgram:
+    """torch's exporter run at one size of the free dimensions: its ONNX graph, and the torch graph it came from.
+
+    Raises:
+        CheckError: torch found that a free dimension can't be kept free.
+    """
+    parameter = next(module.parameters())
+    symbols = list(dict.fromkeys(dim for spec in inputs for dim in spec.shape if isinstance(dim, str)))
+    size_of = dict(zip(symbols, sizes, strict=False))
+    free = {symbol: torch.export.Dim(symbol) for symbol in symbols}
+    examples = tuple(
+        torch.zeros([size_of.get(dim, dim) if isinstance(dim, str) else dim for dim in spec.shape], dtype=parameter.dtype)
+        for spec in inputs
+    )
+    dynamic = tuple({axis: free[dim] for axis, dim in enumerate(spec.shape) if isinstance(dim, str)} for spec in inputs)
+    with _quiet():
+        try:
+            exported = torch.export.export(module.eval(), examples, dynamic_shapes=dynamic, strict=False)
+        except (torch._dynamo.exc.UserError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise CheckError(
+                f"{type(module).__name__} can't be traced with free dimensions {', '.join(symbols)}: {reason}. Code that "
+                "reads a size as a number (a Python loop over time, int(x.shape[1])) freezes it: use an edifice op"
+            ) from error
+        program = torch.onnx.export(
+            exported,
+            dynamo=True,
+            opset_version=opset,
+            custom_translation_table=_translations(),
+            input_names=[spec.name for spec in inputs],
+            output_names=list(output_names),
+            verbose=False,
+        )
+    if program is None or program.model.opset_imports[""] != opset:
+        raise CheckError(f"torch's exporter could not make a graph of opset {opset}; try --opset 20")
+    return program
+
+
+def check_symbolic(model: ir.Model, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> None:
+    """Refuses a graph whose inputs or outputs differ from what was declared, symbols included.
+
+    Raises:
+        CheckError: names the tensor, the declared shape and the graph's.
+    """
+    for specs, found in ((inputs, model.graph.inputs), (outputs, model.graph.outputs)):
+        if len(specs) != len(found):
+            raise CheckError(f"the graph has {len(found)} inputs or outputs where {len(specs)} were declared")
+        for spec, value in zip(specs, found, strict=True):
+            shape = tuple(dim.value if isinstance(dim, ir.SymbolicDim) else dim for dim in value.shape or ())
+            if shape != spec.shape:
+                raise CheckError(
+                    f"{spec.name} was declared [{', '.join(map(str, spec.shape))}] and exported as "
+                    f"[{', '.join(map(str, shape))}]: a dimension that should stay free was frozen"
+                )
+
+
+def check_length_independent(first: ir.Model, second: ir.Model) -> None:
+    """Refuses two traces of one module, at two sizes of its free dimensions, that are not the same graph.
+
+    Raises:
+        CheckError: names the first node or constant in which they differ.
+    """
+    for one, two in zip(_fingerprint(first), _fingerprint(second), strict=False):
+        if one != two:
+            raise CheckError(
+                f"the graph depends on the traced size: {one[0]} {one[1]} of one trace is {two[0]} {two[1]} of the other, "
+                "or holds other values. Make nothing from a size that is read as a number"
+            )
+    counts = [len(list(model.graph)) for model in (first, second)]
+    if counts[0] != counts[1]:
+        raise CheckError(f"the graph depends on the traced size: {counts[0]} nodes at one and {counts[1]} at another")
+
+
+def scoped_names(graph: torch.fx.Graph) -> dict[str, str]:
+    """A readable name for every value of a torch graph: its module's path, its operator, and a number if need be."""
+    names: dict[str, str] = {}
+    seen: Counter[str] = Counter()
+    for node in graph.nodes:
+        if node.op != "call_function":
+            continue
+        stack = list(node.meta.get("nn_module_stack", {}).values())
+        scope = stack[-1][0] if stack else ""
+        scope = "" if scope.startswith("_empty") else scope  # torch's mark for nodes that tracing itself added
+        operator = getattr(node.target, "__name__", str(node.target)).split(".")[0]
+        name = f"{scope}/{operator}" if scope else operator
+        seen[name] += 1
+        names[node.name] = name if seen[name] == 1 else f"{name}_{seen[name] - 1}"
+    return names
+
+
+def _fingerprint(model: ir.Model) -> Iterator[tuple[Any, ...]]:
+    for node in model.graph:
+        attributes = tuple(sorted((name, str(attribute.value)) for name, attribute in node.attributes.items()))
+        inputs = tuple(value.name if value is not None else "" for value in node.inputs)
+        yield f"node {node.op_type}", node.name, inputs, tuple(value.name for value in node.outputs), attributes
+    for name, value in model.graph.initializers.items():
+        tensor = value.const_value
+        assert tensor is not None
+        yield "initializer", name, str(tensor.shape), str(tensor.dtype), hashlib.sha256(tensor.tobytes()).digest()
+
+
+def _rename(
+    model: ir.Model, scoped: Mapping[str, str], inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
+) -> None:
+    """Gives dimensions their declared symbols and nodes and values the names of where they come from."""
+    symbols = {
+        dim.value: symbol
+        for spec, value in zip(inputs, model.graph.inputs, strict=True)
+        for symbol, dim in zip(spec.shape, value.shape or (), strict=True)
+        if isinstance(dim, ir.SymbolicDim) and dim.value is not None
+    }
+    taken: Counter[str] = Counter()
+
+    def unique(name: str) -> str:
+        taken[name] += 1
+        return name if taken[name] == 1 else f"{name}_{taken[name] - 1}"
+
+    declared = {spec.name for spec in (*inputs, *outputs)}
+    for node in model.graph:
+        node.name = unique(_source(node, scoped))
+        node.metadata_props.clear()
+        node.doc_string = None
+        for index, value in enumerate(node.outputs):
+            if value.name not in declared:
+                value.name = node.name if len(node.outputs) == 1 else f"{node.name}.{index}"
+        weight = node.inputs[1] if node.op_type == "MatMul" else None
+        if weight is not None and weight.is_initializer() and "." not in (weight.name or ""):
+            # torch keeps [out, in]; the exporter has folded the transpose that ONNX's MatMul needs.
+            weight.name = unique(f"{node.name.split('/')[0]}.weight_transposed")
+    for value in _values(model.graph):
+        value.metadata_props.clear()
+        if value.shape is not None:
+            value.shape = ir.Shape([_resymbol(dim, symbols) for dim in value.shape])
+    model.graph.name = "window"
+    model.graph.metadata_props.clear()
+    model.metadata_props.clear()
+    model.producer_name = model.producer_version = None
+
+
+def _source(node: ir.Node, scoped: Mapping[str, str]) -> str:
+    """The scoped name of the torch value that `node` makes, or of the one that it helps to make, and its operator."""
+    for name in (node.outputs[0].name or "", (node.name or "").removeprefix("node_")):
+        if name in scoped:
+            return scoped[name]
+    traced = re.match(r"%(\w+)", node.metadata_props.get("pkg.torch.onnx.fx_node", ""))
+    before = scoped.get(traced[1]) if traced else node.inputs[0].name if node.inputs and node.inputs[0] else None
+    return f"{before}/{node.op_type}" if before else node.op_type
+
+
+def _resymbol(dim: int | ir.SymbolicDim, symbols: Mapping[str, str]) -> int | ir.SymbolicDim:
+    if isinstance(dim, int) or dim.value is None:
+        return dim
+    return ir.SymbolicDim(re.sub(r"\b[a-z]\w*", lambda match: symbols.get(match[0], match[0]), dim.value))
+
+
+def _values(graph: ir.Graph) -> Iterator[ir.Value]:
+    yield from graph.inputs
+    yield from graph.initializers.values()
+    for node in graph:
+        yield from node.outputs
+
+
+def _translations() -> dict[Callable[..., Any], Callable[..., Any]]:
+    """For torch's exporter: every edifice op becomes a node of the same name in camel case."""
+    overloads = (getattr(getattr(torch.ops, ops.NAMESPACE), name).default for name in ops.OPS)
+    return {overload: _translation(overload) for overload in overloads}
+
+
+def _translation(overload: torch._ops.OpOverload) -> Callable[..., Any]:
+    arguments = overload._schema.arguments
+    tensors = [argument for argument in arguments if str(argument.type) == "Tensor"]
+    attributes = {argument.name: str(argument.type) for argument in arguments if argument not in tensors}
+    name = "".join(part.capitalize() for part in overload._opname.split("_"))
+    schema = onnx.defs.OpSchema(
+        name,
+        EDIFICE.domain,
+        EDIFICE.version,
+        inputs=[onnx.defs.OpSchema.FormalParameter(tensor.name, "T") for tensor in tensors],
+        outputs=[onnx.defs.OpSchema.FormalParameter("output", "T")],
+        type_constraints=[("T", ["tensor(float)", "tensor(double)"], "")],
+        attributes=[onnx.defs.OpSchema.Attribute(name, _ATTRIBUTES[kind][1]) for name, kind in attributes.items()],
+    )
+    op = values.Op(EDIFICE, name, schema)
+
+    def translate(*args: Any, **kwargs: Any) -> Any:
+        # By name: a schema lists its attributes in alphabetical order, not in the torch op's.
+        given = dict(zip((argument.name for argument in arguments), args, strict=False)) | kwargs
+        return op(*(given.pop(tensor.name) for tensor in tensors), **given)
+
+    # The exporter reads from the signature what is a tensor and what an attribute.
+    annotations = {name: _ATTRIBUTES[kind][0] for name, kind in attributes.items()}
+    translate.__name__ = name
+    translate.__annotations__ = annotations
+    translate.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [
+            inspect.Parameter(
+                argument.name,
+                inspect.Parameter.POSITIONAL_OR_KEYWORD,
+                annotation=annotations.get(argument.name, inspect.Parameter.empty),
+            )
+            for argument in arguments
+        ]
+    )
+    return translate
+
+
+_ATTRIBUTES = {"int": (int, onnx.defs.OpSchema.AttrType.INT), "float": (float, onnx.defs.OpSchema.AttrType.FLOAT)}
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps torch's exporter from printing what no user can act on."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
