@@ -1,0 +1,245 @@
+"""Bundle: a folder with verified graphs, their test data and a manifest. Written whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .errors import CheckError, RequestError
+from .manifest import MANIFEST, FileEntry, Manifest, read_manifest
+
+if TYPE_CHECKING:
+    import numpy as np
+    import onnx
+
+__all__ = ["EXTERNAL_DATA_THRESHOLD", "Bundle", "hash_files", "open_bundle", "save_model", "staging", "write_test_data"]
+
+EXTERNAL_DATA_THRESHOLD = 2**31 - 2**20
+"""Bytes above which a model's weights go to a file of their own: protobuf ends at 2 GiB."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Bundle:
+    """A bundle on disk whose files are what its manifest says."""
+
+    path: Path
+    manifest: Manifest
+
+    def file(self, name: str) -> Path:
+        """Where a file of the bundle is."""
+        return self.path / name
+
+    def test_data(self, graph: str = "window") -> Iterator[tuple[str, dict[str, np.ndarray], dict[str, np.ndarray]]]:
+        """Each test data set of a graph: its folder, its inputs and its outputs, by tensor name.
+
+        Raises:
+            CheckError: a tensor can't be read.
+        """
+        entry = self.manifest.graphs[graph]
+        for folder in entry.test_data:
+            inputs = {s.name: _read_tensor(self.file(f"{folder}/input_{i}.pb")) for i, s in enumerate(entry.inputs)}
+            outputs = {s.name: _read_tensor(self.file(f"{folder}/output_{i}.pb")) for i, s in enumerate(entry.outputs)}
+            yield folder, inputs, outputs
+
+
+def open_bundle(path: str | Path) -> Bundle:
+    """Opens a bundle and checks every file against its manifest.
+
+    Raises:
+        RequestError: this is not a bundle, or one of a newer schema.
+        CheckError: the manifest is damaged, a file is missing or was changed, or a path leaves the bundle.
+    """
+    folder = Path(path)
+    manifest = read_manifest(folder)
+    for name, expected in manifest.files.items():
+        file = folder / name
+        if not file.is_file():
+            raise CheckError(f"bundle {folder}: {name} is missing; build the bundle again")
+        found = _hash_file(file)
+        if found != expected:
+            raise CheckError(
+                f"bundle {folder}: {name} was changed since it was verified: its SHA-256 should be "
+                f"{expected.sha256[:12]}... ({expected.size} bytes) and is {found.sha256[:12]}... ({found.size} bytes); "
+                "build the bundle again"
+            )
+    for graph in manifest.graphs.values():
+        _check_external_data(folder, graph.model, manifest)
+    return Bundle(folder, manifest)
+
+
+@contextlib.contextmanager
+def staging(target: Path) -> Iterator[Path]:
+    """A new folder beside `target` to fill, moved into its place at the end; removed if anything goes wrong.
+
+    Raises:
+        RequestError: the target is a file, or a folder with something that is not of a bundle, or can't be written.
+    """
+    shown, target = target, target.absolute()
+    _check_replaceable(shown)
+    made: list[Path] = []
+    folder: Path | None = None
+    try:
+        _make_parents(target, made)
+        folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+        yield folder
+        folder.chmod(0o777 & ~_umask())
+        _replace(folder, target)
+    except BaseException as error:
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+        for parent in reversed(made):
+            with contextlib.suppress(OSError):
+                parent.rmdir()
+        if isinstance(error, OSError):
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            problem = "the disk is full; free some space" if full else f"{error.strerror}; choose another --output"
+            raise RequestError(f"--output {shown}: can't write there: {problem}") from error
+        raise
+
+
+def save_model(model: onnx.ModelProto, path: Path, threshold: int = EXTERNAL_DATA_THRESHOLD) -> None:
+    """Writes a model; with its weights in `<name>.data` beside it when they make it too large for one file.
+
+    The bytes depend on the model alone.
+    """
+    import onnx
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    weights = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
+    if weights > threshold:
+        onnx.save(
+            model,
+            path,
+            save_as_external_data=True,
+            all_tensors_to_one_file=True,
+            location=f"{path.name}.data",
+            size_threshold=1024,
+        )
+    else:
+        path.write_bytes(model.SerializeToString(deterministic=True))
+
+
+def write_test_data(folder: Path, inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]) -> None:
+    """Writes tensors as ONNX's backend tests have them: input_0.pb, ..., output_0.pb, ..."""
+    from onnx import numpy_helper
+
+    folder.mkdir(parents=True)
+    for kind, tensors in (("input", inputs), ("output", outputs)):
+        for index, (name, array) in enumerate(tensors.items()):
+            tensor = numpy_helper.from_array(array, name)
+            (folder / f"{kind}_{index}.pb").write_bytes(tensor.SerializeToString(deterministic=True))
+
+
+def hash_files(folder: Path) -> dict[str, FileEntry]:
+    """The manifest's entry for every file below `folder` but the manifest itself."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST)
+    return {path.relative_to(folder).as_posix(): _hash_file(path) for path in files}
+
+
+def _hash_file(path: Path) -> FileEntry:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return FileEntry(path.stat().st_size, digest)
+
+
+def _read_tensor(path: Path) -> np.ndarray:
+    import onnx
+    from google.protobuf.message import DecodeError
+    from onnx import numpy_helper
+
+    try:
+        return numpy_helper.to_array(onnx.TensorProto.FromString(path.read_bytes()))
+    except (OSError, DecodeError, ValueError, TypeError) as error:
+        raise CheckError(f"test data {path} can't be read: {error}; build the bundle again") from error
+
+
+def _check_external_data(folder: Path, model: str, manifest: Manifest) -> None:
+    """Refuses a model that would have the runtime open a file which the manifest doesn't vouch for."""
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    try:
+        loaded = onnx.load(folder / model, load_external_data=False)
+    except DecodeError as error:
+        raise CheckError(f"bundle {folder}: {model} is not an ONNX model; build the bundle again") from error
+    for tensor in _tensors(loaded):
+        if tensor.data_location != onnx.TensorProto.EXTERNAL:
+            continue
+        location = next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
+        if (Path(model).parent / location).as_posix() not in manifest.files:
+            raise CheckError(f"bundle {folder}: {model} reads {location!r}, which is not a file of the bundle; don't use it")
+
+
+def _tensors(message: onnx.ModelProto | onnx.GraphProto | onnx.FunctionProto) -> Iterator[onnx.TensorProto]:
+    """Every tensor of a model, in whatever body it stands."""
+    import onnx
+
+    if isinstance(message, onnx.ModelProto):
+        yield from _tensors(message.graph)
+        for function in message.functions:
+            yield from _tensors(function)
+        return
+    if isinstance(message, onnx.GraphProto):
+        yield from message.initializer
+    for attribute in (attribute for node in message.node for attribute in node.attribute):
+        yield from (attribute.t, *attribute.tensors)
+        for graph in (attribute.g, *attribute.graphs):
+            yield from _tensors(graph)
+
+
+def _check_replaceable(target: Path) -> None:
+    if target.is_symlink() or (target.exists() and not target.is_dir()):
+        raise RequestError(f"--output {target}: is a file, and a bundle is a folder; choose another --output")
+    if not target.is_dir() or not any(target.iterdir()):
+        return
+    if not (target / MANIFEST).is_file():
+        raise RequestError(f"--output {target}: holds files and no bundle, nothing was touched; choose another --output")
+    try:
+        known = set(read_manifest(target).files) | {MANIFEST}
+    except CheckError as error:
+        raise RequestError(f"--output {target}: holds a damaged bundle; remove it or choose another --output") from error
+    foreign = sorted(
+        path.relative_to(target).as_posix()
+        for path in target.rglob("*")
+        if not path.is_dir() and path.relative_to(target).as_posix() not in known
+    )
+    if foreign:
+        raise RequestError(
+            f"--output {target}: holds {foreign[0]}, which is not of the bundle there; move it or choose another --output"
+        )
+
+
+def _make_parents(target: Path, made: list[Path]) -> None:
+    missing = [parent for parent in target.parents if not parent.exists()]
+    for parent in reversed(missing):
+        parent.mkdir()
+        made.append(parent)
+
+
+def _replace(folder: Path, target: Path) -> None:
+    if not target.exists():
+        folder.rename(target)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
+    target.rename(old / target.name)
+    try:
+        folder.rename(target)
+    except BaseException:
+        (old / target.name).rename(target)
+        old.rmdir()
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

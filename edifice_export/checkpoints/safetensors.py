@@ -1,0 +1,63 @@
+"""safetensors: this project's own weights, and parameters exported from Edifice."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import RequestError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["read_safetensors", "write_safetensors"]
+
+_RECORDED = ("state_sequence", "output", "output_f64")
+"""Names of an input and its outputs that an exporter may have recorded beside the parameters."""
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Parameters and metadata of a safetensors file; Edifice's `layer.param` names become `layer/param`.
+
+    A recorded example (state_sequence, output) beside the parameters is left out.
+
+    Raises:
+        RequestError: the file is empty, truncated, or not safetensors.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if path.stat().st_size == 0:
+        raise RequestError(f"--weights {path}: the file is empty")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = dict(file.metadata() or {})
+            tensors = {name: file.get_tensor(name) for name in file.keys() if name not in _RECORDED}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise RequestError(f"--weights {path}: not a readable safetensors file: {error}") from error
+    return _with_slashes(tensors), metadata
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Writes tensors under their names, with metadata, in bytes that depend on nothing else.
+
+    Raises:
+        OSError: the file can't be written.
+    """
+    from safetensors.torch import save
+
+    data = save({name: tensor.contiguous() for name, tensor in tensors.items()}, dict(metadata))
+    # The library writes metadata in an order that changes from run to run: write the header again, in order.
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data[end:])
+
+
+def _with_slashes(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    leaves = ("kernel", "gamma", "beta")
+    dotted = not any("/" in name for name in tensors) and any(name.rpartition(".")[2] in leaves for name in tensors)
+    return {name.replace(".", "/", 1): tensor for name, tensor in tensors.items()} if dotted else tensors
