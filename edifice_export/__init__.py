@@ -1,0 +1,56 @@
+"""From state-space, long-convolution and hybrid sequence models to verified ONNX bundles, and running those.
+
+    import edifice_export as ee
+
+    bundle = ee.build("hymba", weights="bot.safetensors", output="exported/bot")
+    report = ee.verify(bundle)
+    model = ee.load("exported/bot", providers=["cuda", "cpu"])
+    y = model(x)
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .bundle import Bundle
+    from .doctor import diagnose
+    from .errors import CheckError, ExportError, RequestError
+    from .export import build
+    from .inspection import inspect_model
+    from .parity import verify
+    from .runtime.model import Model, load
+
+__all__ = [
+    "Bundle",
+    "CheckError",
+    "ExportError",
+    "Model",
+    "RequestError",
+    "build",
+    "diagnose",
+    "inspect_model",
+    "load",
+    "verify",
+]
+
+_HOMES = {
+    "Bundle": "bundle",
+    "CheckError": "errors",
+    "ExportError": "errors",
+    "Model": "runtime.model",
+    "RequestError": "errors",
+    "build": "export",
+    "diagnose": "doctor",
+    "inspect_model": "inspection",
+    "load": "runtime.model",
+    "verify": "parity",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Lazy, so that a command that needs none of it starts at once.
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)

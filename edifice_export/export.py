@@ -1,0 +1,246 @@
+"""Build: the whole road, from an architecture's name to a verified bundle."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import platform
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from edifice_reference.config import NUMERICS, Config, OptionError
+from edifice_reference.registry import Architecture, get_architecture
+
+from .bundle import Bundle, hash_files, open_bundle, save_model, staging, write_test_data
+from .errors import CheckError, RequestError
+from .manifest import MANIFEST, GraphEntry, Manifest
+from .parity import TOLERANCE, Progress, verify
+from .specification import BATCH, SEQUENCE, TensorSpec
+
+if TYPE_CHECKING:
+    import onnx
+    from torch import nn
+
+    from .checkpoints import Checkpoint
+
+__all__ = ["DEFAULT_OPSET", "build"]
+
+DEFAULT_OPSET = 20
+"""The newest that DirectML and the runtimes of 2024 take."""
+
+WEIGHTS = "weights.safetensors"
+_PACKAGES = ("edifice-export", "torch", "onnx", "onnxscript", "onnxruntime", "numpy")
+
+
+def build(
+    architecture: str,
+    *,
+    output: str | Path | None = None,
+    weights: str | Path | None = None,
+    numerics: str | None = None,
+    opset: int = DEFAULT_OPSET,
+    seed: int = 0,
+    tolerance: float = TOLERANCE,
+    progress: Progress | None = None,
+    **options: Any,
+) -> Bundle:
+    """Builds a verified bundle: traces the reference model, links its ops, compares with the reference, and writes.
+
+    Args:
+        architecture: its name, such as `hymba`.
+        output: the folder to write; exported/<architecture> if None. A bundle there is replaced.
+        weights: a .safetensors file with this project's or Edifice's names; fresh weights if None.
+        numerics: `standard` or `edifice`; if None, that of the weights' origin, standard for fresh ones.
+        opset: version of the ONNX operator set.
+        seed: for fresh weights and for the test data.
+        tolerance: largest error allowed, see parity.TOLERANCE.
+        progress: called as verification goes on.
+        **options: the architecture's options; those that a weights file names need not be given.
+
+    Returns:
+        The bundle as written.
+
+    Raises:
+        RequestError: the request can't be met: an option, the weights, the output folder.
+        CheckError: the export froze a dimension, ONNX refuses it, or it does not agree with the reference. Nothing is
+            written then.
+    """
+    try:
+        return _build(
+            get_architecture(architecture),
+            Path(output) if output is not None else Path("exported") / architecture,
+            Path(weights) if weights is not None else None,
+            numerics,
+            opset,
+            seed,
+            tolerance,
+            progress,
+            options,
+        )
+    except OptionError as error:
+        raise RequestError(str(error)) from error
+
+
+def _build(
+    architecture: Architecture,
+    output: Path,
+    weights: Path | None,
+    numerics: str | None,
+    opset: int,
+    seed: int,
+    tolerance: float,
+    progress: Progress | None,
+    options: Mapping[str, Any],
+) -> Bundle:
+    _require_torch()
+    from .checkpoints import read_checkpoint
+    from .link import OPSETS, check, link
+    from .reference_model import make_reference
+    from .trace import trace
+
+    if opset not in OPSETS:
+        raise RequestError(f"opset must be {OPSETS.start} to {OPSETS.stop - 1}, got {opset}")
+    if not 0 <= seed < 2**63:
+        raise RequestError(f"seed must be 0 to 2^63 - 1, got {seed}")
+    if not 0 < tolerance < float("inf"):
+        raise RequestError(f"tolerance must be positive, got {tolerance}")
+    checkpoint = read_checkpoint(weights) if weights is not None else None
+    config = _configure(architecture, checkpoint, options)
+    numerics = numerics or (checkpoint.numerics if checkpoint is not None else "standard")
+    if numerics not in NUMERICS:
+        raise RequestError(f"numerics must be {' or '.join(NUMERICS)}, got {numerics!r}")
+    with staging(output) as folder:
+        model = make_reference(architecture, config, numerics, seed, checkpoint)
+        inputs = (TensorSpec("state_sequence", "float32", (BATCH, SEQUENCE, config.embed_dim)),)
+        outputs = (TensorSpec("output", "float32", (BATCH, config.output_size)),)
+        graph = GraphEntry("window/model.onnx", inputs, outputs, _write_test_data(folder, model, config, seed))
+        manifest = Manifest(
+            architecture=architecture.name,
+            options=config.options(),
+            numerics=numerics,
+            precision="fp32",
+            target="portable",
+            opset=opset,
+            seed=seed,
+            weights=_origin(weights),
+            versions={"python": platform.python_version(), **{package: version(package) for package in _PACKAGES}},
+            graphs={"window": graph},
+            reference=WEIGHTS,
+            files={},
+            parity={"tolerance": tolerance},
+        )
+        linked = link(trace(model, inputs, outputs, opset))
+        _describe(linked, manifest)
+        check(linked)
+        save_model(linked, folder / graph.model)
+        _write_weights(folder / WEIGHTS, model, manifest)
+        _write_manifest(folder, dataclasses.replace(manifest, files=hash_files(folder)))
+        _verify(folder, architecture.name, progress)
+    return open_bundle(output)
+
+
+def _require_torch() -> None:
+    try:
+        import torch  # noqa: F401
+    except (ImportError, OSError) as error:
+        raise RequestError(
+            f"build needs torch, which can't be imported here ({error}); install it with `pip install torch`"
+        ) from error
+
+
+def _configure(architecture: Architecture, checkpoint: Checkpoint | None, options: Mapping[str, Any]) -> Config:
+    """The options asked for, on top of those that the weights were made with."""
+    known = {field.name for field in dataclasses.fields(architecture.config_class)}
+    stated = checkpoint.options if checkpoint is not None else None
+    if checkpoint is not None and checkpoint.architecture not in (None, architecture):
+        raise RequestError(
+            f"--weights {checkpoint.path}: made with {checkpoint.architecture.name}, "  # type: ignore[union-attr]
+            f"and {architecture.name} was asked for; build that, or give other weights"
+        )
+    for source, names in (("", options), (f"--weights {checkpoint.path}: " if checkpoint else "", stated or {})):
+        unknown = sorted(set(names) - known)
+        if unknown:
+            raise RequestError(
+                f"{source}unknown option {unknown[0]!r} of {architecture.name}; there are {', '.join(sorted(known))}"
+            )
+    if checkpoint is None or stated is None:
+        return architecture.config_class(**options)
+    config = architecture.config_class(**stated)
+    for name, value in options.items():
+        if value != getattr(config, name):
+            raise RequestError(
+                f"{name} {value} contradicts --weights {checkpoint.path}, made with {name} {getattr(config, name)}; leave "
+                "the option out"
+            )
+    return config
+
+
+def _origin(weights: Path | None) -> dict[str, Any]:
+    if weights is None:
+        return {"source": "fresh"}
+    with weights.open("rb") as file:
+        return {"source": weights.name, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def _write_test_data(folder: Path, model: nn.Module, config: Config, seed: int) -> tuple[str, ...]:
+    """A whole window and, in a batch of two, half of one; the outputs are the float64 reference's, rounded."""
+    import copy
+
+    import torch
+
+    reference = copy.deepcopy(model).double()
+    generator = np.random.default_rng(seed)
+    paths = []
+    for index, (batch, length) in enumerate(((1, config.window_size), (2, (config.window_size + 1) // 2))):
+        sequence = generator.standard_normal((batch, length, config.embed_dim)).astype(np.float32)
+        with torch.no_grad():
+            result = reference(torch.from_numpy(sequence).double()).float().numpy()
+        paths.append(f"window/test_data_set_{index}")
+        write_test_data(folder / paths[-1], {"state_sequence": sequence}, {"output": result})
+    return tuple(paths)
+
+
+def _describe(model: onnx.ModelProto, manifest: Manifest) -> None:
+    """Lets the model file on its own say what it is."""
+    model.producer_name = "edifice-export"
+    model.producer_version = manifest.versions["edifice-export"]
+    for key, value in manifest.essentials().items():
+        model.metadata_props.add(key=key, value=value)
+
+
+def _write_weights(path: Path, model: nn.Module, manifest: Manifest) -> None:
+    from .checkpoints import write_safetensors
+
+    essentials = manifest.essentials()
+    metadata = {
+        "module": manifest.architecture,
+        "options": essentials["edifice.options"],
+        "numerics": manifest.numerics,
+    }
+    write_safetensors(path, dict(model.named_parameters()), metadata)
+
+
+def _write_manifest(folder: Path, manifest: Manifest) -> None:
+    (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+
+
+def _verify(folder: Path, name: str, progress: Progress | None) -> None:
+    """Verifies what was written, as it was written, on the CPU, and notes the result in its manifest."""
+    bundle = open_bundle(folder)
+    report = verify(bundle, ["cpu"], progress=progress)
+    if not report.passed:
+        raise CheckError(f"{name} was not written: {report.summary()}")
+    parity = {
+        "tolerance": report.tolerance,
+        "reference": report.reference,
+        "providers": report.providers,
+        "cases": len(report.cases),
+        "prefixes": report.prefixes,
+        "max_abs": report.worst.max_abs,
+        "max_rel": report.worst.max_rel,
+        "worst": str(report.worst),
+    }
+    _write_manifest(folder, dataclasses.replace(bundle.manifest, parity=parity))

@@ -1,0 +1,305 @@
+"""Verify: ONNX Runtime against the float64 reference, at every prefix length, in several batches and magnitudes."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .bundle import Bundle, open_bundle
+from .errors import RequestError
+from .runtime.model import Model, load
+from .runtime.providers import all_providers, why_not_usable
+
+if TYPE_CHECKING:
+    from .locate import Departure
+
+__all__ = ["TOLERANCE", "Case", "Report", "prefix_lengths", "verify"]
+
+TOLERANCE = 1e-5
+"""Largest error allowed, absolute, or relative to the largest reference output where that is above 1."""
+
+BATCHES = (1, 2, 5)
+MAGNITUDES = (1e-20, 1e-3, 1e3, 1e6)
+EVERY_PREFIX = 256
+"""Windows up to this size are verified at every prefix length; of longer ones, at a sample unless asked for all."""
+
+_MAX_SCORES = 2**27
+"""Attention compares batch * length^2 pairs; a case above this many would not fit an ordinary machine."""
+
+Progress = Callable[[int, int], None]
+"""Called with the number of cases done and of all."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One comparison: what was run and how far the result is from the reference.
+
+    Attributes:
+        source: `reference` (the float64 model) or the folder of a test data set.
+        max_abs: largest absolute error; infinite where one side is finite and the other is not.
+        max_rel: max_abs relative to the largest reference output.
+        limit: the largest max_abs allowed.
+    """
+
+    provider: str
+    source: str
+    batch: int
+    length: int
+    seed: int
+    magnitude: float
+    max_abs: float
+    max_rel: float
+    limit: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether the error is within the limit."""
+        return self.max_abs <= self.limit
+
+    @property
+    def severity(self) -> float:
+        """The error in units of the limit."""
+        return self.max_abs / self.limit
+
+    def __str__(self) -> str:
+        inputs = f"seed {self.seed}, magnitude {self.magnitude:g}" if self.source == "reference" else self.source
+        return f"{self.provider}, batch {self.batch}, length {self.length}, {inputs}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What verify found.
+
+    Attributes:
+        reference: what was compared with: `float64 reference`, or `test data` where torch can't be imported.
+        window: frames in one window.
+        prefixes: how many of the prefix lengths 1 to window were run.
+        cases: every comparison, the worst first (by error over limit).
+        departure: where it failed, the first node whose value departs from the reference.
+        float32_error: where it failed, the error of torch itself in float32 on the worst case.
+    """
+
+    bundle: str
+    reference: str
+    tolerance: float
+    providers: list[str]
+    window: int
+    prefixes: int
+    cases: list[Case]
+    departure: Departure | None = None
+    float32_error: float | None = None
+
+    @property
+    def passed(self) -> bool:
+        """Whether every case is within its limit."""
+        return all(case.passed for case in self.cases)
+
+    @property
+    def worst(self) -> Case:
+        """The case with the largest error over its limit."""
+        return self.cases[0]
+
+    def summary(self) -> str:
+        """The result in one line."""
+        verdict = "agrees with" if self.passed else "departs from"
+        line = (
+            f"ONNX Runtime {verdict} the {self.reference} in {sum(case.passed for case in self.cases)} of "
+            f"{len(self.cases)} cases, largest error {self.worst.max_abs:.1e} (limit {self.worst.limit:.0e}) at {self.worst}"
+        )
+        if self.departure is not None:
+            line += f"; the first node that departs is {self.departure}"
+        if self.float32_error is not None and self.float32_error > self.worst.limit:
+            line += (
+                f"; torch in float32 departs by {self.float32_error:.1e} as well: these weights need more than float32, or a "
+                "larger --tolerance"
+            )
+        return line
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values; an infinite error becomes null."""
+        return {
+            **{key: value for key, value in dataclasses.asdict(self).items() if key != "cases"},
+            "passed": self.passed,
+            "cases": [
+                {**dataclasses.asdict(case), "passed": case.passed}
+                | {key: None for key in ("max_abs", "max_rel") if not math.isfinite(getattr(case, key))}
+                for case in self.cases
+            ],
+        }
+
+
+def verify(
+    bundle: str | Path | Bundle,
+    providers: Sequence[str] | None = None,
+    tolerance: float | None = None,
+    every_prefix: bool = False,
+    progress: Progress | None = None,
+) -> Report:
+    """Compares a bundle's graph, run by ONNX Runtime, with the float64 reference made of the bundle's own weights.
+
+    Where torch can't be imported, it is compared with the bundle's test data only, and the report says so.
+
+    Args:
+        bundle: its folder.
+        providers: short names, each verified on its own; every usable one if None.
+        tolerance: largest error allowed; the one that the bundle was made with if None.
+        every_prefix: run every prefix length even of a window above EVERY_PREFIX frames.
+        progress: called after each case.
+
+    Raises:
+        RequestError: not a bundle, a provider that is not usable, a tolerance that is not positive.
+        CheckError: the bundle is damaged.
+    """
+    opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
+    manifest = opened.manifest
+    limit = float(manifest.parity.get("tolerance", TOLERANCE)) if tolerance is None else tolerance
+    if not 0 < limit < math.inf:
+        raise RequestError(f"tolerance must be positive, got {tolerance}")
+    if providers is None:
+        providers = [short for short in all_providers() if why_not_usable(short) is None]
+    models = [load(opened, [provider]) for provider in providers]
+
+    reference = _load_reference(opened)
+    sweeps = list(_sweeps(manifest.window_size, every_prefix)) if reference else []
+    total = len(models) * (len(manifest.graphs["window"].test_data) + sum(len(sweep.lengths) for sweep in sweeps))
+    cases: list[Case] = []
+    worst: tuple[Case, np.ndarray] | None = None
+    for case, sequence in _run(opened, dict(zip(providers, models, strict=True)), reference, sweeps, limit):
+        cases.append(case)
+        if worst is None or case.severity > worst[0].severity:
+            worst = case, sequence
+        if progress is not None:
+            progress(len(cases), total)
+    cases.sort(key=lambda case: -case.severity)
+    report = Report(
+        bundle=str(opened.path),
+        reference="float64 reference" if reference else "test data",
+        tolerance=limit,
+        providers=list(providers),
+        window=manifest.window_size,
+        prefixes=len({case.length for case in cases if case.source == "reference" and case.length <= manifest.window_size}),
+        cases=cases,
+    )
+    if report.passed or reference is None or worst is None:
+        return report
+    return _diagnose(report, opened, reference, worst[1])
+
+
+def prefix_lengths(window: int) -> list[int]:
+    """The prefix lengths of a window to verify unless all are asked for.
+
+    All of a window up to EVERY_PREFIX; else those up to half of that, the last 16, and 48 evenly between.
+    """
+    if window <= EVERY_PREFIX:
+        return list(range(1, window + 1))
+    start, last = EVERY_PREFIX // 2, window - 16
+    between = (start + (last - start) * step // 48 for step in range(1, 48))
+    return sorted({*range(1, start + 1), *between, *range(last + 1, window + 1)})
+
+
+@dataclasses.dataclass(frozen=True)
+class _Sweep:
+    """One random input and the prefixes of it to run."""
+
+    batch: int
+    seed: int
+    magnitude: float
+    lengths: list[int]
+
+
+def _sweeps(window: int, every_prefix: bool) -> Iterator[_Sweep]:
+    prefixes = list(range(1, window + 1)) if every_prefix else prefix_lengths(window)
+    beyond = [2 * window, _next_prime(2 * window + 1)]
+    for seed, batch in enumerate(BATCHES):
+        lengths = [length for length in prefixes + beyond if batch * length**2 <= _MAX_SCORES]
+        yield _Sweep(batch, seed, 1.0, lengths)
+    for seed, magnitude in enumerate(MAGNITUDES, len(BATCHES)):
+        yield _Sweep(2, seed, magnitude, sorted({1, min(2, window), (window + 1) // 2, window}))
+
+
+def _next_prime(number: int) -> int:
+    while any(number % divisor == 0 for divisor in range(2, math.isqrt(number) + 1)):
+        number += 1
+    return number
+
+
+def _run(
+    bundle: Bundle, models: Mapping[str, Model], reference: Any, sweeps: Sequence[_Sweep], tolerance: float
+) -> Iterator[tuple[Case, np.ndarray]]:
+    """Every case of a plan, and what was fed."""
+    for folder, inputs, outputs in bundle.test_data():
+        for provider, model in models.items():
+            sequence, expected = inputs[model.input.name], outputs[model.output.name].astype(np.float64)
+            given = _Sweep(sequence.shape[0], 0, 1.0, [sequence.shape[1]])
+            yield _compare(model(sequence), expected, tolerance, provider, folder, sequence.shape[1], given), sequence
+    width = int(bundle.manifest.graphs["window"].inputs[0].shape[-1])
+    for sweep in sweeps:
+        generator = np.random.default_rng(sweep.seed)
+        whole = generator.standard_normal((sweep.batch, max(sweep.lengths), width)) * sweep.magnitude
+        whole = whole.astype(np.float32)
+        outputs_of = _reference_prefixes(reference, whole)
+        for provider, model in models.items():
+            for length in sweep.lengths:
+                sequence = whole[:, :length]
+                expected = outputs_of[:, length - 1]
+                yield _compare(model(sequence), expected, tolerance, provider, "reference", length, sweep), sequence
+
+
+def _compare(
+    found: np.ndarray, expected: np.ndarray, tolerance: float, provider: str, source: str, length: int, sweep: _Sweep
+) -> Case:
+    both = np.isfinite(found) & np.isfinite(expected)
+    alike = np.isfinite(found) == np.isfinite(expected)
+    largest = float(np.abs(expected, where=both, out=np.zeros_like(expected)).max())
+    error = float(np.abs(np.where(both, found - expected, 0.0)).max()) if alike.all() else math.inf
+    return Case(
+        provider=provider,
+        source=source,
+        batch=sweep.batch,
+        length=length,
+        seed=sweep.seed,
+        magnitude=sweep.magnitude,
+        max_abs=error,
+        max_rel=error / largest if largest else error,
+        limit=tolerance * max(1.0, largest),
+    )
+
+
+def _load_reference(bundle: Bundle) -> Any:
+    """The float64 reference model of a bundle's weights, or None where torch can't be imported."""
+    try:
+        import torch  # noqa: F401
+    except (ImportError, OSError):
+        return None
+    from .reference_model import reference_of
+
+    return reference_of(bundle).double()
+
+
+def _reference_prefixes(reference: Any, sequence: np.ndarray) -> np.ndarray:
+    """The reference's output at every prefix, float64 [batch, sequence, hidden]; one entry at a time, for memory."""
+    import torch
+
+    with torch.no_grad():
+        entries = [reference.forward_prefixes(torch.from_numpy(entry[None]).double()) for entry in sequence]
+        result: np.ndarray = torch.cat(entries).numpy()
+    return result
+
+
+def _diagnose(report: Report, bundle: Bundle, reference: Any, sequence: np.ndarray) -> Report:
+    """Adds to a failed report where the graph departs, and whether torch's own float32 does as well."""
+    import torch
+
+    from .locate import first_departure
+    from .reference_model import reference_of
+
+    departure = first_departure(bundle, reference, sequence, report.worst.provider, report.tolerance)
+    expected = _reference_prefixes(reference, sequence)[:, -1]
+    with torch.no_grad():
+        found = reference_of(bundle)(torch.from_numpy(sequence)).double().numpy()
+    return dataclasses.replace(report, departure=departure, float32_error=float(np.abs(found - expected).max()))

@@ -1,0 +1,60 @@
+"""The reference models of builds and bundles: float32, in inference mode, with their weights."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from edifice_reference.config import Config
+from edifice_reference.layers import initialize
+from edifice_reference.registry import Architecture, get_architecture
+
+from .bundle import Bundle
+from .checkpoints import Checkpoint, load_into, read_checkpoint
+from .errors import RequestError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["make_reference", "reference_of"]
+
+_COPIES = 8
+"""Copies of the weights that are in memory at once at a build's worst moment (two traces, float64, the files' bytes)."""
+
+
+def make_reference(
+    architecture: Architecture, config: Config, numerics: str, seed: int, checkpoint: Checkpoint | None
+) -> nn.Module:
+    """A reference model with the weights of a checkpoint, or fresh ones from a seed.
+
+    Raises:
+        RequestError: it would not fit this machine, or the checkpoint is not of this model.
+    """
+    _check_size(config)
+    model = architecture.model_class(config, numerics)
+    if checkpoint is None:
+        initialize(model, seed)
+    else:
+        load_into(model, architecture, checkpoint)
+    return model.eval()
+
+
+def reference_of(bundle: Bundle) -> nn.Module:
+    """The reference model that a bundle was made from, with the weights that it carries."""
+    manifest = bundle.manifest
+    architecture = get_architecture(manifest.architecture)
+    config = architecture.config_class(**manifest.options)
+    checkpoint = read_checkpoint(bundle.file(manifest.reference))
+    return make_reference(architecture, config, manifest.numerics, manifest.seed, checkpoint)
+
+
+def _check_size(config: Config) -> None:
+    needed = 4 * config.param_count * _COPIES
+    if not hasattr(os, "sysconf"):
+        return
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > memory:
+        raise RequestError(
+            f"a model with these options has {config.param_count:,} parameters: building it takes about "
+            f"{needed / 2**30:,.0f} GiB of memory and this machine has {memory / 2**30:,.0f}; choose smaller options"
+        )
