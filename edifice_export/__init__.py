@@ -1,11 +1,11 @@
 """From state-space, long-convolution and hybrid sequence models to verified ONNX bundles, and running those.
 
-    import edifice_export as ee
+import edifice_export as ee
 
-    bundle = ee.build("hymba", weights="bot.safetensors", output="exported/bot")
-    report = ee.verify(bundle)
-    model = ee.load("exported/bot", providers=["cuda", "cpu"])
-    y = model(x)
+bundle = ee.build("hymba", weights="bot.safetensors", output="exported/bot")
+report = ee.verify(bundle)
+model = ee.load("exported/bot", providers=["cuda", "cpu"])
+y = model(x)
 """
 
 from __future__ import annotations

@@ -66,9 +66,9 @@ def open_bundle(path: str | Path) -> Bundle:
         found = _hash_file(file)
         if found != expected:
             raise CheckError(
-                f"bundle {folder}: {name} was changed since it was verified: its SHA-256 should be "
-                f"{expected.sha256[:12]}... ({expected.size} bytes) and is {found.sha256[:12]}... ({found.size} bytes); "
-                "build the bundle again"
+                f"bundle {folder}: {name} was changed since it was verified: its SHA-256 should begin with "
+                f"{expected.sha256[:12]} ({expected.size} bytes) and begins with {found.sha256[:12]} "
+                f"({found.size} bytes); build the bundle again"
             )
     for graph in manifest.graphs.values():
         _check_external_data(folder, graph.model, manifest)
@@ -175,7 +175,7 @@ def _check_external_data(folder: Path, model: str, manifest: Manifest) -> None:
             continue
         location = next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
         if (Path(model).parent / location).as_posix() not in manifest.files:
-            raise CheckError(f"bundle {folder}: {model} reads {location!r}, which is not a file of the bundle; don't use it")
+            raise CheckError(f"bundle {folder}: {model} reads {location!r}, not a file of the bundle; don't use it")
 
 
 def _tensors(message: onnx.ModelProto | onnx.GraphProto | onnx.FunctionProto) -> Iterator[onnx.TensorProto]:
@@ -201,11 +201,11 @@ def _check_replaceable(target: Path) -> None:
     if not target.is_dir() or not any(target.iterdir()):
         return
     if not (target / MANIFEST).is_file():
-        raise RequestError(f"--output {target}: holds files and no bundle, nothing was touched; choose another --output")
+        raise RequestError(f"--output {target}: holds files and no bundle; choose another --output")
     try:
         known = set(read_manifest(target).files) | {MANIFEST}
     except CheckError as error:
-        raise RequestError(f"--output {target}: holds a damaged bundle; remove it or choose another --output") from error
+        raise RequestError(f"--output {target}: holds a damaged bundle; remove it or choose another") from error
     foreign = sorted(
         path.relative_to(target).as_posix()
         for path in target.rglob("*")
@@ -213,7 +213,7 @@ def _check_replaceable(target: Path) -> None:
     )
     if foreign:
         raise RequestError(
-            f"--output {target}: holds {foreign[0]}, which is not of the bundle there; move it or choose another --output"
+            f"--output {target}: holds {foreign[0]}, which is not of the bundle there; move it or choose another"
         )
 
 

@@ -11,13 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
 from edifice_reference.config import NUMERICS, Config, OptionError
 from edifice_reference.registry import Architecture, get_architecture
 
 from .bundle import Bundle, hash_files, open_bundle, save_model, staging, write_test_data
+from .defaults import DEFAULT_OPSET, OPSETS, TOLERANCE
 from .errors import CheckError, RequestError
 from .manifest import MANIFEST, GraphEntry, Manifest
-from .parity import TOLERANCE, Progress, verify
+from .parity import Progress, verify
 from .specification import BATCH, SEQUENCE, TensorSpec
 
 if TYPE_CHECKING:
@@ -26,10 +28,7 @@ if TYPE_CHECKING:
 
     from .checkpoints import Checkpoint
 
-__all__ = ["DEFAULT_OPSET", "build"]
-
-DEFAULT_OPSET = 20
-"""The newest that DirectML and the runtimes of 2024 take."""
+__all__ = ["build"]
 
 WEIGHTS = "weights.safetensors"
 _PACKAGES = ("edifice-export", "torch", "onnx", "onnxscript", "onnxruntime", "numpy")
@@ -56,7 +55,7 @@ def build(
         numerics: `standard` or `edifice`; if None, that of the weights' origin, standard for fresh ones.
         opset: version of the ONNX operator set.
         seed: for fresh weights and for the test data.
-        tolerance: largest error allowed, see parity.TOLERANCE.
+        tolerance: largest error allowed, see defaults.TOLERANCE.
         progress: called as verification goes on.
         **options: the architecture's options; those that a weights file names need not be given.
 
@@ -97,12 +96,12 @@ def _build(
 ) -> Bundle:
     _require_torch()
     from .checkpoints import read_checkpoint
-    from .link import OPSETS, check, link
+    from .link import check, link
     from .reference_model import make_reference
     from .trace import trace
 
     if opset not in OPSETS:
-        raise RequestError(f"opset must be {OPSETS.start} to {OPSETS.stop - 1}, got {opset}")
+        raise RequestError(f"opset must be {OPSETS[0]} to {OPSETS[-1]}, got {opset}")
     if not 0 <= seed < 2**63:
         raise RequestError(f"seed must be 0 to 2^63 - 1, got {seed}")
     if not 0 < tolerance < float("inf"):
@@ -157,7 +156,7 @@ def _configure(architecture: Architecture, checkpoint: Checkpoint | None, option
     stated = checkpoint.options if checkpoint is not None else None
     if checkpoint is not None and checkpoint.architecture not in (None, architecture):
         raise RequestError(
-            f"--weights {checkpoint.path}: made with {checkpoint.architecture.name}, "  # type: ignore[union-attr]
+            f"--weights {checkpoint.path}: made with {checkpoint.architecture.name}, "
             f"and {architecture.name} was asked for; build that, or give other weights"
         )
     for source, names in (("", options), (f"--weights {checkpoint.path}: " if checkpoint else "", stated or {})):
@@ -172,8 +171,8 @@ def _configure(architecture: Architecture, checkpoint: Checkpoint | None, option
     for name, value in options.items():
         if value != getattr(config, name):
             raise RequestError(
-                f"{name} {value} contradicts --weights {checkpoint.path}, made with {name} {getattr(config, name)}; leave "
-                "the option out"
+                f"{name} {value} contradicts --weights {checkpoint.path}, made with {name} {getattr(config, name)}; "
+                "leave the option out"
             )
     return config
 

@@ -9,10 +9,7 @@ from .errors import CheckError
 from .functions import LOWERINGS
 from .functions.domain import EDIFICE
 
-__all__ = ["IR_VERSION", "OPSETS", "link"]
-
-OPSETS = range(18, 26)
-"""ONNX operator sets that torch's exporter makes; ONNX Runtime 1.30 and 1.31 take all of them."""
+__all__ = ["IR_VERSION", "check", "link"]
 
 IR_VERSION = 10
 """Old enough for runtimes of 2024."""

@@ -83,6 +83,7 @@ def _reference_values(bundle: Bundle, reference: nn.Module, sequence: np.ndarray
     """Every floating-point value of the reference's own graph, by scoped name."""
     graph = bundle.manifest.graphs["window"]
     program = trace_program(reference, graph.inputs, bundle.manifest.opset).exported_program
+    assert program is not None
     names = scoped_names(program.graph)
     values: dict[str, np.ndarray] = {}
 

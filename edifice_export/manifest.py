@@ -99,7 +99,9 @@ def read_manifest(folder: Path) -> Manifest:
     if not folder.is_dir():
         raise RequestError(f"bundle {folder}: there is no such folder; make one with `edifice-export build`")
     if not path.is_file():
-        raise RequestError(f"bundle {folder}: has no {MANIFEST}, so it is not a bundle; make one with `edifice-export build`")
+        raise RequestError(
+            f"bundle {folder}: has no {MANIFEST}, so it is not a bundle; make one with `edifice-export build`"
+        )
     try:
         if path.stat().st_size > _MAX_BYTES:
             raise CheckError(f"bundle {folder}: {MANIFEST} is larger than {_MAX_BYTES} bytes; build the bundle again")
@@ -156,7 +158,7 @@ def _parse(reader: _Reader) -> Manifest:
     schema = reader.take("schema_version", int)
     if schema > SCHEMA_VERSION:
         raise RequestError(
-            f"bundle {reader.folder}: has schema {schema}, this version of edifice-export reads up to {SCHEMA_VERSION}; "
+            f"bundle {reader.folder}: has schema {schema}, newer than {SCHEMA_VERSION}, the newest read here; "
             "upgrade edifice-export"
         )
     files = {

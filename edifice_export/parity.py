@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .bundle import Bundle, open_bundle
+from .defaults import TOLERANCE
 from .errors import RequestError
 from .runtime.model import Model, load
 from .runtime.providers import all_providers, why_not_usable
@@ -18,10 +19,7 @@ from .runtime.providers import all_providers, why_not_usable
 if TYPE_CHECKING:
     from .locate import Departure
 
-__all__ = ["TOLERANCE", "Case", "Report", "prefix_lengths", "verify"]
-
-TOLERANCE = 1e-5
-"""Largest error allowed, absolute, or relative to the largest reference output where that is above 1."""
+__all__ = ["Case", "Report", "prefix_lengths", "verify"]
 
 BATCHES = (1, 2, 5)
 MAGNITUDES = (1e-20, 1e-3, 1e3, 1e6)
@@ -108,15 +106,16 @@ class Report:
         """The result in one line."""
         verdict = "agrees with" if self.passed else "departs from"
         line = (
-            f"ONNX Runtime {verdict} the {self.reference} in {sum(case.passed for case in self.cases)} of "
-            f"{len(self.cases)} cases, largest error {self.worst.max_abs:.1e} (limit {self.worst.limit:.0e}) at {self.worst}"
+            f"ONNX Runtime {verdict} the {self.reference}: {sum(case.passed for case in self.cases)} of "
+            f"{len(self.cases)} cases agree, largest error {self.worst.max_abs:.1e} (limit {self.worst.limit:.1e}) at "
+            f"{self.worst}"
         )
         if self.departure is not None:
             line += f"; the first node that departs is {self.departure}"
         if self.float32_error is not None and self.float32_error > self.worst.limit:
             line += (
-                f"; torch in float32 departs by {self.float32_error:.1e} as well: these weights need more than float32, or a "
-                "larger --tolerance"
+                f"; torch in float32 departs by {self.float32_error:.1e} as well: these weights need "
+                "more than float32, or a larger --tolerance"
             )
         return line
 
@@ -182,7 +181,9 @@ def verify(
         tolerance=limit,
         providers=list(providers),
         window=manifest.window_size,
-        prefixes=len({case.length for case in cases if case.source == "reference" and case.length <= manifest.window_size}),
+        prefixes=len(
+            {case.length for case in cases if case.source == "reference" and case.length <= manifest.window_size}
+        ),
         cases=cases,
     )
     if report.passed or reference is None or worst is None:

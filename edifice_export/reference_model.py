@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["make_reference", "reference_of"]
 
 _COPIES = 8
-"""Copies of the weights that are in memory at once at a build's worst moment (two traces, float64, the files' bytes)."""
+"""Copies of the weights that are in memory at a build's worst moment: two traces, float64, bytes of files."""
 
 
 def make_reference(

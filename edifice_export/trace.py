@@ -19,9 +19,10 @@ from typing import Any
 import onnx
 import onnx_ir as ir
 import torch
-from edifice_reference import ops
 from onnxscript import values
 from torch import nn
+
+from edifice_reference import ops
 
 from .errors import CheckError
 from .functions.domain import EDIFICE
@@ -51,6 +52,7 @@ def trace(module: nn.Module, inputs: Sequence[TensorSpec], outputs: Sequence[Ten
     for sizes in _SIZES:
         program = trace_program(module, inputs, opset, sizes, [spec.name for spec in outputs])
         model = program.model
+        assert program.exported_program is not None
         _rename(model, scoped_names(program.exported_program.graph), inputs, outputs)
         check_symbolic(model, inputs, outputs)
         traced.append(model)
@@ -75,7 +77,7 @@ def trace_program(
     size_of = dict(zip(symbols, sizes, strict=False))
     free = {symbol: torch.export.Dim(symbol) for symbol in symbols}
     examples = tuple(
-        torch.zeros([size_of.get(dim, dim) if isinstance(dim, str) else dim for dim in spec.shape], dtype=parameter.dtype)
+        torch.zeros([size_of[dim] if isinstance(dim, str) else dim for dim in spec.shape], dtype=parameter.dtype)
         for spec in inputs
     )
     dynamic = tuple({axis: free[dim] for axis, dim in enumerate(spec.shape) if isinstance(dim, str)} for spec in inputs)
@@ -85,8 +87,8 @@ def trace_program(
         except (torch._dynamo.exc.UserError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]
             raise CheckError(
-                f"{type(module).__name__} can't be traced with free dimensions {', '.join(symbols)}: {reason}. Code that "
-                "reads a size as a number (a Python loop over time, int(x.shape[1])) freezes it: use an edifice op"
+                f"{type(module).__name__} can't be traced with free dimensions {', '.join(symbols)}: {reason}. Code "
+                "that reads a size as a number (a Python loop over time, int(x.shape[1])) freezes it: use an edifice op"
             ) from error
         program = torch.onnx.export(
             exported,
@@ -97,7 +99,7 @@ def trace_program(
             output_names=list(output_names),
             verbose=False,
         )
-    if program is None or program.model.opset_imports[""] != opset:
+    if program is None or program.exported_program is None or program.model.opset_imports[""] != opset:
         raise CheckError(f"torch's exporter could not make a graph of opset {opset}; try --opset 20")
     return program
 
@@ -129,8 +131,8 @@ def check_length_independent(first: ir.Model, second: ir.Model) -> None:
     for one, two in zip(_fingerprint(first), _fingerprint(second), strict=False):
         if one != two:
             raise CheckError(
-                f"the graph depends on the traced size: {one[0]} {one[1]} of one trace is {two[0]} {two[1]} of the other, "
-                "or holds other values. Make nothing from a size that is read as a number"
+                f"the graph depends on the traced size: {one[0]} {one[1]} of one trace is {two[0]} {two[1]} of the "
+                "other, or holds other values. Make nothing from a size that is read as a number"
             )
     counts = [len(list(model.graph)) for model in (first, second)]
     if counts[0] != counts[1]:
@@ -170,7 +172,7 @@ def _rename(
 ) -> None:
     """Gives dimensions their declared symbols and nodes and values the names of where they come from."""
     symbols = {
-        dim.value: symbol
+        dim.value: str(symbol)
         for spec, value in zip(inputs, model.graph.inputs, strict=True)
         for symbol, dim in zip(spec.shape, value.shape or (), strict=True)
         if isinstance(dim, ir.SymbolicDim) and dim.value is not None

@@ -54,7 +54,7 @@ class Config:
     hidden_size: int = option(256, minimum=1, maximum=16_384, help="width of the residual stream and of the output")
     num_layers: int = option(4, minimum=1, maximum=512, help="number of blocks")
     dropout: float = option(0.0, minimum=0, below=1, help="dropout rate in training; inference has none")
-    window_size: int = option(60, minimum=1, maximum=65_536, help="frames in one window")
+    window_size: int = option(60, minimum=1, maximum=8192, help="frames in one window")
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):

@@ -78,7 +78,8 @@ class HymbaConfig(Config):
     num_heads: int = option(4, minimum=1, maximum=1024, help="attention heads; must divide hidden_size")
     num_meta_tokens: int = option(4, minimum=0, maximum=4096, help="learned positions before the first frame")
     meta_propagation: bool = option(
-        False, help="meta tokens pass through every block as positions (the paper), instead of per-layer keys and values"
+        False,
+        help="meta tokens pass through every block as positions (the paper), instead of per-layer keys and values",
     )
 
     def __post_init__(self) -> None:

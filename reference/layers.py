@@ -15,7 +15,7 @@ __all__ = ["CausalConv1d", "FeedForward", "LayerNorm", "attend", "initialize"]
 
 
 class LayerNorm(nn.LayerNorm):
-    """Layer norm over the last axis; with edifice numerics, Axon's, in which a variance below epsilon counts as zero."""
+    """Layer norm over the last axis; with edifice numerics a variance below epsilon counts as zero, as in Axon."""
 
     def __init__(self, channels: int, numerics: Numerics) -> None:
         super().__init__(channels, eps=1e-5)

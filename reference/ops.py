@@ -33,7 +33,7 @@ def _edifice_op(definition: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def _(first: Tensor, *_rest: Any) -> Tensor:
         return torch.empty_like(first)
 
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG001
         ctx.is_tensor = [isinstance(value, Tensor) for value in inputs]
         ctx.constants = [value for value in inputs if not isinstance(value, Tensor)]
         ctx.save_for_backward(*(value for value in inputs if isinstance(value, Tensor)))
@@ -124,7 +124,7 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor, num_heads: int, 
     """
     if not 0 <= epsilon <= MAX_ATTENTION_EPSILON:
         raise ValueError(f"epsilon must be from 0 to {MAX_ATTENTION_EPSILON}, got {epsilon}")
-    q, k, v = (t.unflatten(2, (num_heads, -1)).transpose(1, 2) for t in (query, key, value))
+    q, k, v = (t.reshape(*t.shape[:2], num_heads, -1).transpose(1, 2) for t in (query, key, value))
     scores = q @ k.transpose(2, 3) / q.shape[-1] ** 0.5
     length, seen = scores.shape[-2:]
     visible = torch.ones(length, seen, dtype=torch.bool, device=scores.device).tril(seen - length)

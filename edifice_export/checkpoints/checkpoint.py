@@ -55,7 +55,9 @@ def read_checkpoint(path: Path) -> Checkpoint:
     if not path.is_file():
         raise RequestError(f"--weights {path}: is not a file; give a .safetensors file")
     if path.suffix != ".safetensors":
-        raise RequestError(f"--weights {path}: unknown format {path.suffix or 'without suffix'}; give a .safetensors file")
+        raise RequestError(
+            f"--weights {path}: {path.suffix or 'no suffix'} is no known format; give a .safetensors file"
+        )
     tensors, metadata = read_safetensors(path)
     architecture = _architecture(path, metadata.get("module"))
     options = edifice.parse_options(path, metadata["options"]) if "options" in metadata else None
@@ -125,8 +127,7 @@ def _check_tensor(path: Path, name: str, tensor: Tensor, expected: Tensor) -> No
     if not finite.all():
         place = (~finite).nonzero()[0]
         raise RequestError(
-            f"--weights {path}: {name} holds {tensor[tuple(place)].item()} at {place.tolist()}; only finite weights can be "
-            "exported"
+            f"--weights {path}: {name} holds {tensor[tuple(place)].item()} at {place.tolist()}; give finite weights"
         )
 
 

@@ -52,7 +52,7 @@ def parse_options(path: Path, text: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise RequestError(f"--weights {path}: its metadata `options` is not JSON: {error}") from error
     if not isinstance(options, dict):
-        raise RequestError(f"--weights {path}: its metadata `options` is not a JSON object but {type(options).__name__}")
+        raise RequestError(f"--weights {path}: metadata `options` is not a JSON object but a {type(options).__name__}")
     options = {name: value for name, value in options.items() if value is not None}
     if "seq_len" in options:
         options["window_size"] = options.pop("seq_len")
@@ -72,6 +72,6 @@ def _edifice_name(name: str, model: nn.Module, names: Mapping[str, str]) -> str:
     leaves = _NORM_LEAVES if isinstance(module, nn.LayerNorm) else _DENSE_LEAVES
     if path not in names:
         raise RequestError(
-            f"{name} of {type(model).__name__} has no counterpart in Edifice; its weights can't come from an Edifice file"
+            f"{name} of {type(model).__name__} has no counterpart in Edifice, so these weights can't be Edifice's"
         )
     return f"{names[path].replace('{}', number)}/{leaves[leaf]}"

@@ -6,6 +6,8 @@ ONNX: any runtime runs them, and a kernel registered as edifice::<op> takes prec
 
 from __future__ import annotations
 
+from typing import Any
+
 from onnxscript import OnnxFunction
 
 from .causal_attention import CausalAttention
@@ -15,7 +17,7 @@ from .selective_scan import SelectiveScan
 
 __all__ = ["LOWERINGS"]
 
-LOWERINGS: dict[str, OnnxFunction] = {
+LOWERINGS: dict[str, OnnxFunction[..., Any]] = {
     function.name: function for function in (CausalAttention, CausalConv1d, FlooredLayerNorm, SelectiveScan)
 }
 """The body of each op of domain edifice."""

@@ -1,0 +1,245 @@
+"""The command line: parses and prints, decides nothing. Exit status: 0 done, 1 a check failed, 2 a wrong request."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.exceptions import Abort, TyperException
+
+from edifice_reference.config import OptionError
+from edifice_reference.registry import ARCHITECTURES
+
+from .cli_build import BuildGroup
+from .console import print_json, print_table, progress_bar
+from .errors import ExportError
+
+if TYPE_CHECKING:
+    from .parity import Case
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    help="State-space, long-convolution and hybrid sequence models to verified ONNX bundles.",
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+app.add_typer(
+    typer.Typer(cls=BuildGroup, rich_markup_mode=None),
+    name="build",
+    help="Build a verified bundle of an architecture.",
+    subcommand_metavar="ARCHITECTURE [OPTIONS]",
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+BundlePath = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder of a bundle.")]
+Providers = Annotated[
+    list[str] | None,
+    typer.Option("--provider", help="Execution provider, such as cpu or cuda; repeat it in order of preference."),
+]
+
+
+@app.callback()
+def _global(
+    debug: Annotated[bool, typer.Option("--debug", help="Show a traceback with an error.")] = False,
+) -> None:
+    """State-space, long-convolution and hybrid sequence models to verified ONNX bundles."""
+
+
+@app.command("list")
+def list_architectures(as_json: Json = False) -> None:
+    """List the architectures, one line each."""
+    if as_json:
+        print_json(
+            [
+                {"name": known.name, "summary": known.summary, "edifice_module": known.edifice_module}
+                for known in ARCHITECTURES.values()
+            ]
+        )
+    else:
+        print_table([(known.name, known.summary) for known in ARCHITECTURES.values()])
+
+
+@app.command()
+def verify(
+    bundle: BundlePath,
+    provider: Annotated[
+        list[str] | None,
+        typer.Option("--provider", help="Execution provider to verify; repeat for several [default: all usable]."),
+    ] = None,
+    tolerance: Annotated[
+        float | None, typer.Option(help="Largest error allowed [default: the one it was built with].")
+    ] = None,
+    every_prefix: Annotated[
+        bool, typer.Option("--every-prefix", help="Every prefix length, even of a window above 256 frames.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Compare a bundle with its float64 reference; exit status 1 if they differ."""
+    from . import parity
+
+    with progress_bar("verifying") as progress:
+        report = parity.verify(bundle, provider, tolerance, every_prefix, progress)
+    if as_json:
+        print_json(report.to_dict())
+    else:
+        rows = [["provider", "inputs", "batch", "length", "seed", "magnitude", "max abs", "max rel", "limit"]]
+        rows += [_case_row(case) for case in report.cases[:10]]
+        print_table(rows)
+        typer.echo(f"(the worst {min(10, len(report.cases))} of {len(report.cases)} cases)")
+        if report.reference == "float64 reference":
+            typer.echo(f"prefix lengths verified: {report.prefixes} of {report.window}")
+        else:
+            typer.echo("only the bundle's test data: the float64 reference needs torch, which can't be imported here")
+        if report.passed:
+            typer.echo(f"ok: {report.summary()}")
+    if not report.passed:
+        typer.echo(f"error: verify {bundle}: {report.summary()}", err=True)
+        raise typer.Exit(1)
+
+
+@app.command()
+def run(
+    bundle: BundlePath,
+    source: Annotated[Path, typer.Option("--input", help="Recording: .npy, .npz or .csv, [T, E] or [B, T, E].")],
+    target: Annotated[Path, typer.Option("--output", help="Where the outputs go: .npy.")],
+    stride: Annotated[int, typer.Option(help="Frames between the windows of a recording longer than one.")] = 1,
+    provider: Providers = None,
+    threads: Annotated[
+        int | None, typer.Option(help="Threads within an operator [default: ONNX Runtime's choice].")
+    ] = None,
+    optimization: Annotated[str, typer.Option(help="Graph optimisation: all, extended, basic or none.")] = "all",
+    as_json: Json = False,
+) -> None:
+    """Run a recording through a bundle."""
+    from .run import run_recording
+    from .runtime.model import load
+
+    model = load(bundle, provider or ("cpu",), threads, optimization)
+    with progress_bar("running") as progress:
+        report = run_recording(model, source, target, stride, progress)
+    if as_json:
+        print_json(dataclasses.asdict(report))
+        return
+    typer.echo(
+        f"ran {report.windows} window{'s' * (report.windows != 1)} of {report.window} frames on "
+        f"{', '.join(f'{name} ({count} nodes)' for name, count in report.providers.items())}: "
+        f"{report.output} float32 {report.shape}"
+    )
+    if report.unused_frames:
+        typer.echo(f"the last {report.unused_frames} frames fill no window at stride {report.stride}")
+
+
+@app.command()
+def inspect(
+    path: Annotated[Path, typer.Argument(metavar="BUNDLE|MODEL.onnx", help="Folder of a bundle, or an ONNX model.")],
+    batch: Annotated[int | None, typer.Option(help="Batch that costs are counted for [default: 1].")] = None,
+    sequence: Annotated[
+        int | None, typer.Option(help="Frames that costs are counted for [default: a bundle's window].")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Show what a graph holds and costs."""
+    from .inspect_report import inspect_path, rows_of
+
+    model, inspection = inspect_path(path, batch, sequence)
+    if as_json:
+        print_json({"model": model, **inspection.to_dict()})
+    else:
+        print_table([("model", model), *rows_of(inspection)])
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Show which providers really work on this machine, and what the others lack."""
+    from .doctor import diagnose
+
+    diagnosis = diagnose()
+    if as_json:
+        print_json(dataclasses.asdict(diagnosis))
+        return
+    print_table(
+        [
+            ("python", diagnosis.python),
+            ("platform", diagnosis.platform),
+            *((package, found or "not installed") for package, found in diagnosis.packages.items()),
+            ("build", "works" if diagnosis.can_build else "needs torch: pip install torch"),
+        ]
+    )
+    typer.echo()
+    print_table(
+        [
+            ("provider", "usable", "missing"),
+            *((state.name, "yes" if state.usable else "no", state.missing or "") for state in diagnosis.providers),
+        ]
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of `edifice-export`: turns every error into one line and an exit status."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in given
+    # Wherever it stands: an error is often seen before the option is thought of.
+    given = [argument for argument in given if argument != "--debug"]
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        status = app(given or ["--help"], prog_name="edifice-export", standalone_mode=False)
+    except (Exception, KeyboardInterrupt) as error:
+        if debug:
+            raise
+        message, status = _describe(error)
+        if message:
+            typer.echo(f"error: {message}", err=True)
+    sys.exit(status or 0)
+
+
+def _describe(error: BaseException) -> tuple[str, int]:
+    if isinstance(error, (KeyboardInterrupt, Abort)):
+        return "interrupted; nothing was written", 130
+    if isinstance(error, ExportError):
+        return _one_line(error), error.exit_status
+    if isinstance(error, OptionError):
+        return _one_line(error), 2
+    if isinstance(error, TyperException):
+        text = error.format_message() if hasattr(error, "format_message") else str(error)
+        return _one_line(text), getattr(error, "exit_code", 2)
+    if isinstance(error, BrokenPipeError):
+        # The reader has gone, as `| head` does: keep Python from complaining at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return "", 0
+    if isinstance(error, MemoryError):
+        return "out of memory; choose smaller options or a smaller input", 2
+    return f"{type(error).__name__}: {_one_line(error)}; this is a bug, --debug shows where", 1
+
+
+def _one_line(error: Any) -> str:
+    return " ".join(str(error).split())
+
+
+def _interrupt(_signal: int, _frame: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def _case_row(case: Case) -> list[str]:
+    return [
+        case.provider,
+        case.source,
+        str(case.batch),
+        str(case.length),
+        str(case.seed),
+        f"{case.magnitude:g}",
+        f"{case.max_abs:.1e}",
+        f"{case.max_rel:.1e}",
+        f"{case.limit:.1e}",
+    ]
+
+
+if __name__ == "__main__":
+    main()

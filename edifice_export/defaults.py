@@ -1,0 +1,14 @@
+"""Numbers that the command line and the library share. Importing this imports nothing else."""
+
+from __future__ import annotations
+
+__all__ = ["DEFAULT_OPSET", "OPSETS", "TOLERANCE"]
+
+OPSETS = range(18, 26)
+"""ONNX operator sets that torch's exporter makes; ONNX Runtime 1.30 and 1.31 take all of them."""
+
+DEFAULT_OPSET = 20
+"""The newest that DirectML and the runtimes of 2024 take."""
+
+TOLERANCE = 1e-5
+"""Largest error allowed, absolute, or relative to the largest reference output where that is above 1."""

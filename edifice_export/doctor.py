@@ -1,0 +1,60 @@
+"""Doctor: what works on this machine, found out by running it."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+from importlib.metadata import PackageNotFoundError, version
+
+from .runtime.providers import all_providers, why_not_usable
+
+__all__ = ["Diagnosis", "ProviderState", "diagnose"]
+
+_PACKAGES = ("edifice-export", "onnxruntime", "onnx", "numpy", "torch", "onnxscript", "safetensors")
+_PROVIDER_PACKAGES = ("onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-ep-openvino", "onnxruntime-ep-webgpu")
+
+
+@dataclasses.dataclass(frozen=True)
+class ProviderState:
+    """Whether a provider runs a graph here, and if not, what is missing."""
+
+    name: str
+    usable: bool
+    missing: str | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Diagnosis:
+    """The machine as this tool sees it: versions of the packages (None if absent) and every provider."""
+
+    python: str
+    platform: str
+    packages: dict[str, str | None]
+    can_build: bool
+    providers: list[ProviderState]
+
+
+def diagnose() -> Diagnosis:
+    """Runs a small graph on every provider that ONNX Runtime knows, and tries to import torch."""
+    states = []
+    for name in all_providers():
+        reason = why_not_usable(name)
+        states.append(ProviderState(name, reason is None, reason))
+    packages = {package: _version(package) for package in _PACKAGES}
+    packages |= {package: found for package in _PROVIDER_PACKAGES if (found := _version(package)) is not None}
+    return Diagnosis(platform.python_version(), platform.platform(), packages, _can_build(), states)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _can_build() -> bool:
+    try:
+        import torch  # noqa: F401
+    except (ImportError, OSError):
+        return False
+    return True

@@ -1,0 +1,75 @@
+"""Inspect, for people: a bundle or a lone model, and its figures as rows of a table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .bundle import open_bundle
+from .inspection import Inspection, inspect_model
+from .specification import BATCH, SEQUENCE
+
+__all__ = ["inspect_path", "rows_of"]
+
+
+def inspect_path(path: Path, batch: int | None, sequence: int | None) -> tuple[str, Inspection]:
+    """Inspects the window graph of a bundle, or a .onnx file.
+
+    Args:
+        path: a bundle's folder or a model.
+        batch: what to count costs for; 1 if None.
+        sequence: frames to count costs for; if None, a bundle's window, and 1 for a model.
+
+    Returns:
+        The model's path and its inspection.
+
+    Raises:
+        RequestError: not a bundle or a model, a size that is not positive or that the graph does not have.
+        CheckError: the bundle is damaged.
+    """
+    sizes = {symbol: size for symbol, size in ((BATCH, batch), (SEQUENCE, sequence)) if size is not None}
+    if path.is_file():
+        return str(path), inspect_model(path, sizes)
+    bundle = open_bundle(path)
+    model = bundle.file(bundle.manifest.graphs["window"].model)
+    return str(model), inspect_model(model, {SEQUENCE: bundle.manifest.window_size} | sizes)
+
+
+def rows_of(inspection: Inspection) -> list[tuple[str, str]]:
+    """The figures as (name, text)."""
+    largest = inspection.largest_activation
+    rows = [
+        *(("input", f"{tensor.name} {tensor.dtype} {_shape(tensor.shape)}") for tensor in inspection.inputs),
+        *(("output", f"{tensor.name} {tensor.dtype} {_shape(tensor.shape)}") for tensor in inspection.outputs),
+        ("parameters", f"{inspection.parameters:,} ({_bytes(inspection.parameter_bytes)})"),
+        ("on disk", _bytes(inspection.disk_bytes)),
+        ("opsets", ", ".join(f"{domain} {version}" for domain, version in inspection.opsets.items())),
+        ("IR version", str(inspection.ir_version)),
+        ("functions", ", ".join(inspection.functions) or "none"),
+        ("nodes", _counts(inspection.nodes)),
+        ("nodes inlined", _counts(inspection.nodes_inlined)),
+        ("counted for", ", ".join(f"{symbol} {size}" for symbol, size in inspection.sizes.items()) or "fixed shapes"),
+        ("FLOPs", f"{inspection.flops:,}"),
+        ("bytes moved", f"{inspection.bytes_moved:,}"),
+    ]
+    if largest is not None:
+        rows.append(("largest activation", f"{_bytes(largest.bytes)}: {largest.name} {_shape(largest.shape)}"))
+    if inspection.unknown:
+        rows.append(("not counted", f"{', '.join(inspection.unknown)}: FLOPs and bytes leave these out"))
+    rows += sorted(inspection.metadata.items())
+    return rows
+
+
+def _shape(shape: list[int] | list[int | str]) -> str:
+    return f"[{', '.join(map(str, shape))}]"
+
+
+def _counts(counts: dict[str, int]) -> str:
+    return f"{sum(counts.values())}: {', '.join(f'{count} {name}' for name, count in counts.items())}"
+
+
+def _bytes(size: int) -> str:
+    for unit in ("B", "KiB", "MiB"):
+        if size < 1024:
+            return f"{size:.1f} {unit}" if unit != "B" else f"{size} B"
+        size /= 1024  # type: ignore[assignment]
+    return f"{size:.1f} GiB"

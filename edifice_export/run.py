@@ -1,0 +1,88 @@
+"""Run: a recording of any length through a bundle's window graph, in bounded memory."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+from .errors import RequestError
+from .runtime.model import Model
+from .runtime.recording import iter_windows, open_output, open_recording, window_starts
+
+__all__ = ["RunReport", "run_recording"]
+
+_CHUNK_BYTES = 2**24
+"""Input bytes that one call of the runtime takes at most, unless one window is larger."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RunReport:
+    """What was run.
+
+    Attributes:
+        shape: of the output that was written.
+        windows: how many windows were run, all batch entries together.
+        window: frames in each of them.
+        stride: frames from one window to the next.
+        unused_frames: frames at the end of each entry that fill no further window.
+        providers: nodes run by each provider, by short name.
+    """
+
+    output: str
+    shape: list[int]
+    windows: int
+    window: int
+    stride: int
+    unused_frames: int
+    providers: dict[str, int]
+
+
+def run_recording(
+    model: Model, source: Path, target: Path, stride: int = 1, progress: Callable[[int, int], None] | None = None
+) -> RunReport:
+    """Runs a recording and writes the output of every window.
+
+    A recording no longer than the model's window is one window. A longer one becomes sliding windows: the first ends
+    at frame `window_size`, each further one `stride` frames later.
+
+    Args:
+        model: see load.
+        source: .npy, .npz or .csv of float32 [sequence, embed_dim] or [batch, sequence, embed_dim].
+        target: .npy file for float32 [hidden_size] or [batch, hidden_size], or with sliding windows
+            [windows, hidden_size] or [batch, windows, hidden_size].
+        stride: frames from one window to the next.
+        progress: called with the number of windows done and of all.
+
+    Raises:
+        RequestError: the recording can't be read, has another width or dtype, or holds a NaN; the target can't be
+            written. Nothing is written then.
+    """
+    if source.absolute() == target.absolute():
+        raise RequestError(f"--output {target}: is the input; name another file")
+    with open_recording(source, int(model.input.shape[-1]), model.input.name) as recording:
+        batch, length, width = recording.frames.shape
+        starts = window_starts(length, model.window_size, stride)
+        window = min(length, model.window_size)
+        hidden = int(model.output.shape[-1])
+        shape = [batch] if recording.batched else []
+        shape += [len(starts)] if length > model.window_size else []
+        shape.append(hidden)
+        total, done = batch * len(starts), 0
+        chunk = max(1, _CHUNK_BYTES // (4 * window * width))
+        with open_output(target, tuple(shape)) as output:
+            flat = output.reshape(total, hidden)
+            for windows in iter_windows(recording.frames, window, stride, chunk):
+                flat[done : done + len(windows)] = model(windows)
+                done += len(windows)
+                if progress is not None:
+                    progress(done, total)
+    return RunReport(
+        output=str(target),
+        shape=shape,
+        windows=total,
+        window=window,
+        stride=stride,
+        unused_frames=length - (starts[-1] + window),
+        providers=model.placement,
+    )
