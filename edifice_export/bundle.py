@@ -105,8 +105,8 @@ def staging(target: Path) -> Iterator[Path]:
         raise
 
 
-def save_model(model: onnx.ModelProto, path: Path, threshold: int = EXTERNAL_DATA_THRESHOLD) -> None:
-    """Writes a model; with its weights in `<name>.data` beside it when they make it too large for one file.
+def save_model(model: onnx.ModelProto, path: Path) -> None:
+    """Writes a model; above EXTERNAL_DATA_THRESHOLD with its weights in `<name>.data` beside it.
 
     The bytes depend on the model alone.
     """
@@ -114,7 +114,7 @@ def save_model(model: onnx.ModelProto, path: Path, threshold: int = EXTERNAL_DAT
 
     path.parent.mkdir(parents=True, exist_ok=True)
     weights = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
-    if weights > threshold:
+    if weights > EXTERNAL_DATA_THRESHOLD:
         onnx.save(
             model,
             path,

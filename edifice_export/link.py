@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import onnx
 import onnx_ir as ir
 
@@ -16,7 +18,7 @@ IR_VERSION = 10
 
 
 def link(model: ir.Model) -> onnx.ModelProto:
-    """Attaches one body per edifice op and checks the result.
+    """Attaches one body per edifice op.
 
     Args:
         model: an abstract graph; it is not changed.
@@ -25,7 +27,7 @@ def link(model: ir.Model) -> onnx.ModelProto:
         A portable model: standard operators and model-local functions.
 
     Raises:
-        CheckError: an op has no body, or ONNX's checker refuses the model.
+        CheckError: an op has no body.
     """
     opset = model.opset_imports[""]
     linked = ir.to_proto(model)
@@ -41,13 +43,13 @@ def link(model: ir.Model) -> onnx.ModelProto:
     return linked
 
 
-def check(model: onnx.ModelProto) -> None:
-    """ONNX's full check, with strict shape inference.
+def check(path: Path) -> None:
+    """ONNX's full check, with strict shape inference, of a model as it was written (it may be too large for memory).
 
     Raises:
         CheckError: what the checker says.
     """
     try:
-        onnx.checker.check_model(model, full_check=True)
+        onnx.checker.check_model(str(path), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise CheckError(f"the linked graph does not pass ONNX's checker: {str(error).strip()}") from error

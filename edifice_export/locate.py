@@ -96,7 +96,7 @@ def _reference_values(bundle: Bundle, reference: nn.Module, sequence: np.ndarray
 
     held = {**program.state_dict, **program.constants}
     arguments = [
-        torch.from_numpy(sequence).double() if spec.kind == InputKind.USER_INPUT else held[str(spec.target)]
+        torch.tensor(sequence, dtype=torch.float64) if spec.kind == InputKind.USER_INPUT else held[str(spec.target)]
         for spec in program.graph_signature.input_specs
     ]
     with torch.no_grad():

@@ -120,16 +120,11 @@ class Report:
         return line
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values; an infinite error becomes null."""
-        return {
-            **{key: value for key, value in dataclasses.asdict(self).items() if key != "cases"},
-            "passed": self.passed,
-            "cases": [
-                {**dataclasses.asdict(case), "passed": case.passed}
-                | {key: None for key in ("max_abs", "max_rel") if not math.isfinite(getattr(case, key))}
-                for case in self.cases
-            ],
-        }
+        """Plain JSON values; an error that is not finite becomes null."""
+        plain: dict[str, Any] = _without_infinities(dataclasses.asdict(self))
+        for case, described in zip(self.cases, plain["cases"], strict=True):
+            described["passed"] = case.passed
+        return {"passed": self.passed, **plain}
 
 
 def verify(
@@ -201,6 +196,14 @@ def prefix_lengths(window: int) -> list[int]:
     start, last = EVERY_PREFIX // 2, window - 16
     between = (start + (last - start) * step // 48 for step in range(1, 48))
     return sorted({*range(1, start + 1), *between, *range(last + 1, window + 1)})
+
+
+def _without_infinities(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_infinities(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_infinities(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @dataclasses.dataclass(frozen=True)
@@ -287,7 +290,7 @@ def _reference_prefixes(reference: Any, sequence: np.ndarray) -> np.ndarray:
     import torch
 
     with torch.no_grad():
-        entries = [reference.forward_prefixes(torch.from_numpy(entry[None]).double()) for entry in sequence]
+        entries = [reference.forward_prefixes(torch.tensor(entry[None], dtype=torch.float64)) for entry in sequence]
         result: np.ndarray = torch.cat(entries).numpy()
     return result
 
@@ -302,5 +305,5 @@ def _diagnose(report: Report, bundle: Bundle, reference: Any, sequence: np.ndarr
     departure = first_departure(bundle, reference, sequence, report.worst.provider, report.tolerance)
     expected = _reference_prefixes(reference, sequence)[:, -1]
     with torch.no_grad():
-        found = reference_of(bundle)(torch.from_numpy(sequence)).double().numpy()
+        found = reference_of(bundle)(torch.tensor(sequence)).double().numpy()
     return dataclasses.replace(report, departure=departure, float32_error=float(np.abs(found - expected).max()))

@@ -30,8 +30,8 @@ from .specification import TensorSpec
 
 __all__ = ["check_length_independent", "check_symbolic", "scoped_names", "trace", "trace_program"]
 
-_SIZES = ((2, 7), (3, 11))
-"""The sizes traced, for the first free dimension and the second: two of each, none of them 0, 1 or equal to another."""
+_SIZES = ((2, 7, 13), (3, 11, 17))
+"""Two sizes to trace for each free dimension in turn: none of them 0, 1 or equal to another."""
 
 
 def trace(module: nn.Module, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], opset: int) -> ir.Model:

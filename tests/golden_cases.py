@@ -1,0 +1,35 @@
+"""Real parameters, inputs and outputs of Edifice, as reference models."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from edifice_export.checkpoints import read_checkpoint
+from edifice_export.reference_model import make_reference
+from edifice_reference.config import Numerics
+
+GOLDEN = Path(__file__).parent / "golden"
+CASES = sorted(path for path in GOLDEN.glob("*.safetensors") if not path.stem.endswith("_taps"))
+
+
+def load_case(path: Path, numerics: Numerics = "edifice") -> tuple[torch.nn.Module, dict[str, Tensor]]:
+    """The reference model with the parameters of a case, and the case's input and outputs."""
+    checkpoint = read_checkpoint(path)
+    assert checkpoint.architecture is not None
+    assert checkpoint.options is not None
+    config = checkpoint.architecture.config_class(**checkpoint.options)
+    with safe_open(path, framework="pt") as file:
+        example = {name: file.get_tensor(name) for name in ("state_sequence", "output", "output_f64")}
+    return make_reference(checkpoint.architecture, config, numerics, 0, checkpoint), example
+
+
+def metadata(path: Path) -> dict[str, object]:
+    """What Edifice itself said of the case."""
+    with safe_open(path, framework="pt") as file:
+        found = file.metadata()
+    return {name: json.loads(found[name]) for name in ("actual_param_count", "output_size", "recommended_defaults")}

@@ -1,0 +1,152 @@
+"""The tool as others have it: without torch, on another ONNX Runtime, on another provider, from the wheel."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SAMPLE = ROOT / "exported/hymba_tiny"
+
+ABSENT = ("torch", "onnxscript", "onnx_ir", "safetensors")
+"""What a slim deployment leaves out."""
+
+
+def command(python: str | Path, *arguments: str | Path, path: Path | None = None) -> subprocess.CompletedProcess[str]:
+    code = "import sys; from edifice_export.cli import main; main(sys.argv[1:])"
+    environment = {"PATH": "", "PYTHONPATH": str(path)} if path else {"PATH": ""}
+    given = [str(python), "-c", code, *map(str, arguments)]
+    return subprocess.run(given, capture_output=True, text=True, env=environment, check=False)
+
+
+@pytest.fixture(scope="module")
+def without_torch(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for PYTHONPATH in which importing what a slim deployment lacks fails."""
+    folder = tmp_path_factory.mktemp("absent")
+    for name in ABSENT:
+        (folder / f"{name}.py").write_text(f"raise ImportError('no {name} here')\n")
+    return folder
+
+
+def check_every_verb(python: str | Path, folder: Path, path: Path | None = None) -> None:
+    """list, verify, run, inspect and doctor work; build says what to install."""
+    listed = command(python, "list", path=path)
+    assert "hymba" in listed.stdout
+
+    verified = command(python, "verify", SAMPLE, "--json", path=path)
+    assert verified.returncode == 0, verified.stderr
+    report = json.loads(verified.stdout)
+    assert report["passed"]
+    assert report["reference"] == "test data"
+    assert len(report["cases"]) == 2 * len(report["providers"])
+    assert "needs torch" in command(python, "verify", SAMPLE, path=path).stdout
+
+    np.save(folder / "x.npy", np.ones((20, 8), np.float32))
+    ran = command(python, "run", SAMPLE, "--input", folder / "x.npy", "--output", folder / "y.npy", path=path)
+    assert ran.returncode == 0, ran.stderr
+    assert np.load(folder / "y.npy").shape == (9, 16)
+
+    inspected = command(python, "inspect", SAMPLE, "--json", path=path)
+    assert json.loads(inspected.stdout)["functions"]
+
+    diagnosed = command(python, "doctor", "--json", path=path)
+    assert json.loads(diagnosed.stdout)["can_build"] is False
+
+    for arguments in (("build", "hymba"), ("build", "hymba", "--help")):
+        refused = command(python, *arguments, path=path)
+        assert refused.returncode == 2
+        assert refused.stderr.startswith("error: ")
+        assert refused.stderr.count("\n") == 1
+        assert "pip install torch" in refused.stderr
+
+
+def test_every_verb_without_torch(without_torch: Path, tmp_path: Path) -> None:
+    check_every_verb(sys.executable, tmp_path, without_torch)
+
+
+def test_the_api_says_what_to_install(without_torch: Path) -> None:
+    code = "import edifice_export as ee\ntry: ee.build('hymba')\nexcept ee.RequestError as error: print(error)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={"PYTHONPATH": str(without_torch)}, check=True
+    )
+    assert "pip install torch" in done.stdout
+
+
+def test_a_wrong_output_fails_without_torch_too(without_torch: Path) -> None:
+    done = command(sys.executable, "verify", SAMPLE, "--tolerance", "1e-12", path=without_torch)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: verify ")
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    subprocess.run([sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", folder, ROOT], check=True)
+    (found,) = folder.glob("*.whl")
+    return found
+
+
+@pytest.mark.slow
+def test_the_wheel_holds_both_packages_and_their_types(wheel: Path) -> None:
+    names = zipfile.ZipFile(wheel).namelist()
+    for package, source in (("edifice_export", ROOT / "edifice_export"), ("edifice_reference", ROOT / "reference")):
+        expected = {f"{package}/{path.relative_to(source).as_posix()}" for path in source.rglob("*.py")}
+        assert expected | {f"{package}/py.typed"} <= set(names)
+    assert not any(name.startswith(("tests/", "reference/")) for name in names)
+
+
+def environment(folder: Path, *requirements: str | Path) -> Path:
+    """A new virtual environment with these packages and the wheel, which it does not let pull in more."""
+    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+    python = folder / "bin/python"
+    constraints = (ROOT / "constraints.txt").read_text().splitlines()
+    pins = folder / "pins.txt"
+    pins.write_text("\n".join(line for line in constraints if not line.startswith("onnxruntime==")))
+    subprocess.run(
+        [python, "-m", "pip", "install", "-q", "-c", pins, "numpy", "onnx", "typer", *requirements], check=True
+    )
+    return python
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("version", ["1.30.0", "1.31.1"])
+def test_a_slim_deployment_on_each_onnxruntime(wheel: Path, tmp_path: Path, version: str) -> None:
+    python = environment(tmp_path / "venv", f"onnxruntime=={version}")
+    subprocess.run([python, "-m", "pip", "install", "-q", "--no-deps", wheel], check=True)
+    found = subprocess.run(
+        [python, "-c", "import onnxruntime; print(onnxruntime.__version__)"], capture_output=True, text=True
+    )
+    assert found.stdout.strip() == version
+    check_every_verb(python, tmp_path)
+
+
+@pytest.mark.slow
+def test_another_provider_really_computes(wheel: Path, tmp_path: Path) -> None:
+    """OpenVINO, a provider other than the CPU's own that runs on any x86 machine; WebGPU, which needs a GPU."""
+    python = environment(
+        tmp_path / "venv", "onnxruntime==1.31.1", "onnxruntime-ep-openvino==1.8.1", "onnxruntime-ep-webgpu==0.4.0"
+    )
+    subprocess.run([python, "-m", "pip", "install", "-q", "--no-deps", wheel], check=True)
+    states = {state["name"]: state for state in json.loads(command(python, "doctor", "--json").stdout)["providers"]}
+    assert states["openvino"]["usable"]
+    assert states["cpu"]["usable"]
+    report = json.loads(command(python, "verify", SAMPLE, "--json").stdout)
+    assert report["passed"]
+    assert set(report["providers"]) == {name for name, state in states.items() if state["usable"]}
+    np.save(tmp_path / "x.npy", np.ones((12, 8), np.float32))
+    arguments = ("run", SAMPLE, "--input", tmp_path / "x.npy", "--output", tmp_path / "y.npy", "--json")
+    ran = json.loads(command(python, *arguments, "--provider", "openvino").stdout)
+    assert max(ran["providers"], key=ran["providers"].get) == "openvino"
+    if not states["web"]["usable"]:
+        assert "a GPU" in states["web"]["missing"]
+        refused = command(python, *arguments, "--provider", "web")
+        assert refused.returncode == 2
+        assert "no device was found" in refused.stderr
+        fallen_back = json.loads(command(python, *arguments, "--provider", "web", "--provider", "cpu").stdout)
+        assert list(fallen_back["providers"]) == ["cpu"]

@@ -1,0 +1,170 @@
+"""Verification: it covers what it says, and it finds what is wrong, where it is wrong."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from conftest import TINY
+from hypothesis import given
+from hypothesis import strategies as st
+from onnx import numpy_helper
+from onnxscript import graph, script
+
+import edifice_export as ee
+from edifice_export import functions, parity
+from edifice_export.bundle import hash_files
+from edifice_export.functions.domain import EDIFICE, op
+from edifice_export.manifest import MANIFEST
+from edifice_export.parity import EVERY_PREFIX, prefix_lengths
+
+
+@pytest.fixture(scope="module")
+def report(bundle: ee.Bundle) -> parity.Report:
+    return ee.verify(bundle)
+
+
+def test_every_prefix_batch_seed_and_magnitude_is_covered(report: parity.Report) -> None:
+    window = TINY["window_size"]
+    cases = [case for case in report.cases if case.source == "reference"]
+    for batch in (1, 2, 5):
+        lengths = {case.length for case in cases if case.batch == batch and case.magnitude == 1}
+        assert lengths >= {*range(1, window + 1), 2 * window, 17}
+    assert len({case.seed for case in cases}) >= 3
+    magnitudes = {case.magnitude for case in cases}
+    assert min(magnitudes) <= 1e-20
+    assert max(magnitudes) >= 1e6
+    assert report.prefixes == window
+    assert {case.source for case in report.cases} == {
+        "reference", "window/test_data_set_0", "window/test_data_set_1"
+    }  # fmt: skip
+
+
+def test_it_passes_with_the_worst_case_first(report: parity.Report) -> None:
+    assert report.passed
+    assert report.providers == ["cpu"]
+    severities = [case.severity for case in report.cases]
+    assert severities == sorted(severities, reverse=True)
+    assert 0 < report.worst.max_abs <= 1e-5 * max(1.0, report.worst.limit / report.tolerance)
+    assert json.loads(json.dumps(report.to_dict(), allow_nan=False))["passed"] is True
+
+
+def test_progress_reaches_its_end(bundle: ee.Bundle) -> None:
+    calls: list[tuple[int, int]] = []
+    ee.verify(bundle, progress=lambda done, total: calls.append((done, total)))
+    assert [done for done, _ in calls] == list(range(1, calls[-1][1] + 1))
+
+
+@given(st.integers(1, 20_000))
+def test_prefix_lengths_reach_from_one_to_the_window(window: int) -> None:
+    lengths = prefix_lengths(window)
+    assert lengths == sorted(set(lengths))
+    assert {1, window} <= set(lengths) <= set(range(1, window + 1))
+    if window <= EVERY_PREFIX:
+        assert len(lengths) == window
+    else:
+        assert set(range(window - 15, window + 1)) | set(range(1, 129)) <= set(lengths)
+        assert len(lengths) <= 200
+
+
+def test_every_prefix_of_a_long_window_on_request() -> None:
+    assert len(parity._sweeps(300, every_prefix=True).__next__().lengths) == 302
+    assert len(parity._sweeps(300, every_prefix=False).__next__().lengths) < 302
+
+
+def alter(bundle: ee.Bundle, folder: Path, change: Any) -> Path:
+    """A copy of a bundle with another model, whose manifest vouches for it."""
+    shutil.copytree(bundle.path, folder)
+    path = folder / "window/model.onnx"
+    model = onnx.load(path)
+    change(model)
+    onnx.save(model, path)
+    manifest = json.loads((folder / MANIFEST).read_text())
+    manifest["files"] = {name: vars(entry) for name, entry in hash_files(folder).items()}
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+    return folder
+
+
+def scale_initializer(model: onnx.ModelProto, name: str, factor: float) -> None:
+    (tensor,) = (tensor for tensor in model.graph.initializer if tensor.name == name)
+    tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(factor), name))
+
+
+def test_a_wrong_weight_is_found_at_its_node(bundle: ee.Bundle, tmp_path: Path) -> None:
+    model = onnx.load(bundle.file("window/model.onnx"))
+    products = [node for node in model.graph.node if node.op_type == "MatMul" and node.name.startswith("blocks.1.")]
+    for index, node in enumerate(products[:3]):
+        changed = alter(
+            bundle, tmp_path / str(index), lambda model, node=node: scale_initializer(model, node.input[1], 1.01)
+        )
+        report = ee.verify(changed)
+        assert not report.passed
+        assert report.departure is not None
+        # The product itself has no name in torch: its bias is added in the same operator.
+        assert report.departure.node == node.name.removesuffix("/MatMul")
+        assert report.departure.node in report.summary()
+        assert report.float32_error is not None
+        assert report.float32_error < report.worst.limit
+
+
+def test_nan_that_the_reference_lacks_fails(bundle: ee.Bundle, tmp_path: Path) -> None:
+    model = onnx.load(bundle.file("window/model.onnx"))
+    name = next(tensor.name for tensor in model.graph.initializer if tensor.name.startswith("final_norm"))
+    changed = alter(bundle, tmp_path / "nan", lambda model: scale_initializer(model, name, math.nan))
+    report = ee.verify(changed)
+    assert not report.passed
+    assert report.worst.max_abs == math.inf
+    assert report.departure is not None
+    assert report.departure.node.startswith("final_norm")
+    assert json.loads(json.dumps(report.to_dict(), allow_nan=False))["cases"][0]["max_abs"] is None
+
+
+def test_a_graph_that_is_wrong_except_at_the_last_token_of_one_length_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The classic mistake: right at the length it was tested with, wrong at others."""
+
+    @script(EDIFICE, default_opset=op)
+    def SelectiveScan(x, delta, a, b, c):  # type: ignore[no-untyped-def]  # noqa: N802
+        rates = op.Transpose(a, perm=[1, 0])
+        shape = op.Concat(op.Shape(x, start=0, end=1), op.Shape(a, start=1, end=2), op.Shape(x, start=2, end=3), axis=0)
+        seven = op.CastLike(op.Equal(op.Shape(x, start=1, end=2), [7]), x)
+        initial = op.CastLike(op.ConstantOfShape(shape), x) + (seven - op.CastLike([1.0], x))
+
+        @graph()
+        def step(h, x_t, delta_t, b_t, c_t):  # type: ignore[no-untyped-def]
+            decay = op.Exp(op.Unsqueeze(delta_t, [1]) * rates)
+            h_next = decay * h + op.MatMul(op.Unsqueeze(b_t, [2]), op.Unsqueeze(x_t, [1]))
+            y_t = op.Squeeze(op.MatMul(op.Unsqueeze(c_t, [1]), h_next), [1])
+            h_out = op.Identity(h_next)
+            return h_out, y_t
+
+        _, y = op.Scan(
+            initial, x, delta, b, c,
+            body=step, num_scan_inputs=4, scan_input_axes=[1, 1, 1, 1], scan_output_axes=[1],
+        )  # fmt: skip
+        return y
+
+    monkeypatch.setitem(functions.LOWERINGS, "SelectiveScan", SelectiveScan)
+    with pytest.raises(ee.CheckError) as caught:
+        ee.build("hymba", output=tmp_path / "wrong", **TINY)
+    assert "blocks.0.mamba/selective_scan (edifice::SelectiveScan)" in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_tolerance_decides_and_is_remembered(tmp_path: Path, bundle: ee.Bundle) -> None:
+    strict = ee.verify(bundle, tolerance=1e-12)
+    assert not strict.passed
+    assert strict.float32_error is not None
+    assert "larger --tolerance" in strict.summary() or strict.float32_error <= strict.worst.limit
+    loose = ee.build(bundle.manifest.architecture, output=tmp_path / "loose", tolerance=1e-3, **TINY)
+    assert ee.verify(loose).tolerance == 1e-3
+    for wrong in (0.0, -1.0, math.nan, math.inf):
+        with pytest.raises(ee.RequestError, match="tolerance"):
+            ee.verify(bundle, tolerance=wrong)

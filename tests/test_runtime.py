@@ -1,0 +1,188 @@
+"""Running: providers that are what they say, inputs that are checked, settings that arrive."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+from conftest import TINY
+
+import edifice_export as ee
+from edifice_export import doctor
+from edifice_export.runtime import providers
+from edifice_export.runtime.providers import all_providers, short_name, why_not_usable
+
+WIDTH, HIDDEN = TINY["embed_dim"], TINY["hidden_size"]
+
+
+def frames(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((*shape, WIDTH)).astype(np.float32)
+
+
+def test_one_window_and_a_batch_of_them(bundle: ee.Bundle) -> None:
+    model = ee.load(bundle.path)
+    x = frames(3, 7)
+    assert model(x).shape == (3, HIDDEN)
+    for entry in range(3):
+        np.testing.assert_allclose(model(x[entry]), model(x)[entry], atol=1e-6)
+    assert model(x).dtype == np.float32
+    assert (model.window_size, model.input.name, model.output.name) == (7, "state_sequence", "output")
+
+
+def test_a_view_of_an_array_gives_what_a_copy_gives(bundle: ee.Bundle) -> None:
+    model = ee.load(bundle)
+    wide = frames(7, 2, seed=1).swapaxes(0, 1)[:, ::2]
+    np.testing.assert_array_equal(model(wide), model(wide.copy()))
+
+
+@pytest.mark.parametrize(
+    ("x", "says"),
+    [
+        (frames(7)[:, :-1], "[7, 5]"),
+        (frames(1, 1, 7), "[1, 1, 7, 6]"),
+        (frames(), "[6]"),
+        (frames(2, 7).astype(np.float64), "float64"),
+        (frames(2, 7).astype(np.float16), ".astype(np.float32)"),
+        (np.zeros((2, 7, WIDTH), np.int32), "int32"),
+        (frames(0), "[0, 6], which holds nothing"),
+        (frames(0, 7), "[0, 7, 6], which holds nothing"),
+        (np.where(np.arange(7)[:, None] == 3, np.float32("nan"), frames(7)), "nan at [3, 0]"),
+        (np.where(np.arange(WIDTH) == 2, np.float32("-inf"), frames(2, 7)), "-inf at [0, 0, 2]"),
+        ([[0.0] * WIDTH], "list"),
+    ],
+)
+def test_wrong_inputs_are_refused_by_name_and_shape(bundle: ee.Bundle, x: Any, says: str) -> None:
+    with pytest.raises(ee.RequestError) as caught:
+        ee.load(bundle)(x)
+    assert "state_sequence" in str(caught.value)
+    assert says in str(caught.value)
+
+
+def test_threads_and_optimization_arrive(bundle: ee.Bundle) -> None:
+    plain = ee.load(bundle, threads=1, optimization="none")
+    options = plain.session.get_session_options()
+    assert options.intra_op_num_threads == 1
+    assert options.graph_optimization_level == ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    best = ee.load(bundle)
+    assert sum(best.placement.values()) < sum(plain.placement.values())
+    np.testing.assert_allclose(plain(frames(2, 7)), best(frames(2, 7)), atol=1e-5)
+
+
+@pytest.mark.parametrize("settings", [{"threads": 0}, {"threads": -1}, {"optimization": "fast"}, {"providers": []}])
+def test_wrong_settings_are_refused(bundle: ee.Bundle, settings: dict[str, Any]) -> None:
+    with pytest.raises(ee.RequestError, match=next(iter(settings))):
+        ee.load(bundle, **settings)
+
+
+def test_what_was_used_is_reported(bundle: ee.Bundle) -> None:
+    assert ee.load(bundle).providers == ["cpu"]
+    assert ee.load(bundle, providers="cpu").placement["cpu"] > 10
+
+
+def unusable() -> list[str]:
+    return [name for name in all_providers() if why_not_usable(name) is not None]
+
+
+def test_there_is_something_unusable_to_test_with() -> None:
+    assert "dml" in unusable()
+
+
+@pytest.mark.parametrize("provider", unusable())
+def test_a_provider_that_is_not_usable_is_an_error_that_says_why(bundle: ee.Bundle, provider: str) -> None:
+    reason = why_not_usable(provider)
+    assert reason
+    with pytest.raises(ee.RequestError) as caught:
+        ee.load(bundle, providers=provider)
+    assert f"{provider}: {reason}" in str(caught.value)
+
+
+def test_a_list_is_an_order_of_preference(bundle: ee.Bundle) -> None:
+    assert ee.load(bundle, providers=["dml", "cpu"]).providers == ["cpu"]
+    with pytest.raises(ee.RequestError, match=r"dml: .*; tensorrt: "):
+        ee.load(bundle, providers=["dml", "tensorrt"])
+
+
+def test_an_unknown_provider_is_an_error_even_beside_a_good_one(bundle: ee.Bundle) -> None:
+    with pytest.raises(ee.RequestError, match="'gpu' is unknown; there are cpu, cuda"):
+        ee.load(bundle, providers=["cpu", "gpu"])
+
+
+def test_a_provider_that_onnxruntime_lists_and_then_drops_is_not_used(
+    bundle: ee.Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What happens with CUDA where there is no GPU: the session opens, on the CPU."""
+
+    class Pretender(ort.InferenceSession):
+        def __init__(self, model: Any, options: Any, **_: Any) -> None:
+            super().__init__(model, options, providers=["CPUExecutionProvider"])
+
+    monkeypatch.setattr(providers, "_BUILT_IN", frozenset({"CPUExecutionProvider", "CUDAExecutionProvider"}))
+    monkeypatch.setattr(providers.ort, "InferenceSession", Pretender)
+    why_not_usable.cache_clear()
+    try:
+        with pytest.raises(ee.RequestError, match="cuda: no device was found; it needs an NVIDIA GPU"):
+            ee.load(bundle, providers="cuda")
+        assert ee.load(bundle, providers=["cuda", "cpu"]).providers == ["cpu"]
+    finally:
+        why_not_usable.cache_clear()
+
+
+def test_a_library_that_lacks_another_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "capi").mkdir()
+    (tmp_path / "capi/libonnxruntime_providers_cuda.so").write_bytes(b"not a library")
+    monkeypatch.setattr(providers.ort, "__file__", str(tmp_path / "__init__.py"))
+    reason = providers._missing_library(providers._PROVIDERS["cuda"])
+    assert reason is not None
+    assert "libonnxruntime_providers_cuda.so" in reason
+
+
+def test_short_names_are_unique_and_go_both_ways() -> None:
+    names = [short_name(name) for name in ort.get_all_providers()]
+    assert len(set(names)) == len(names)
+    assert {"cpu", "cuda", "dml", "openvino", "tensorrt", "web"} <= set(names)
+
+
+def test_cuda_computes_in_float32_not_tf32() -> None:
+    assert dict(providers._PROVIDERS["cuda"].options)["use_tf32"] == "0"
+
+
+def test_the_doctor_tries_every_provider() -> None:
+    diagnosis = doctor.diagnose()
+    assert [state.name for state in diagnosis.providers] == all_providers()
+    assert len(diagnosis.providers) == len(ort.get_all_providers())
+    assert {state.name: state.usable for state in diagnosis.providers}["cpu"]
+    assert all(state.usable == (state.missing is None) for state in diagnosis.providers)
+    assert diagnosis.can_build
+
+
+def test_the_doctor_sees_wrong_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(providers, "_PROBE", providers._PROBE.replace("Add (h", "Mul (h"))
+    why_not_usable.cache_clear()
+    try:
+        assert "wrong numbers" in str(why_not_usable("cpu"))
+    finally:
+        why_not_usable.cache_clear()
+
+
+def test_many_threads_share_a_model(bundle: ee.Bundle) -> None:
+    model = ee.load(bundle, threads=1)
+    inputs = [frames(1 + index % 3, 1 + index, seed=index) for index in range(16)]
+    expected = [model(x) for x in inputs]
+    found: dict[int, list[np.ndarray]] = {}
+
+    def work(thread: int) -> None:
+        found[thread] = [model(x) for _ in range(5) for x in inputs]
+
+    threads = [threading.Thread(target=work, args=(thread,)) for thread in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for outputs in found.values():
+        for output, wanted in zip(outputs, expected * 5, strict=True):
+            np.testing.assert_array_equal(output, wanted)
+    assert len(found) == 4

@@ -1,0 +1,162 @@
+"""Tracing: small graphs with readable names, and guards that no frozen length gets past."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+import torch
+from conftest import TINY
+from torch import Tensor, nn
+
+import edifice_export as ee
+from edifice_export.errors import CheckError
+from edifice_export.link import link
+from edifice_export.specification import TensorSpec
+from edifice_export.trace import check_length_independent, check_symbolic, trace
+from edifice_reference.config import NUMERICS
+from edifice_reference.layers import initialize
+from edifice_reference.registry import ARCHITECTURES, Architecture
+
+INPUT = TensorSpec("x", "float32", ("batch", "sequence", 4))
+OUTPUT = TensorSpec("y", "float32", ("batch", 4))
+
+
+def traced(architecture: Architecture, numerics: str, layers: int) -> ir.Model:
+    config = architecture.config_class(**{**TINY, "num_layers": layers})
+    model = architecture.model_class(config, numerics)
+    initialize(model, 0)
+    inputs = [TensorSpec("state_sequence", "float32", ("batch", "sequence", config.embed_dim))]
+    return trace(model, inputs, [TensorSpec("output", "float32", ("batch", config.output_size))], 20)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES.values(), ids=lambda known: known.name)
+@pytest.mark.parametrize("numerics", NUMERICS)
+def test_a_layer_has_at_most_80_nodes(architecture: Architecture, numerics: str) -> None:
+    one, two, three = (len(list(traced(architecture, numerics, layers).graph)) for layers in (1, 2, 3))
+    assert two - one == three - two <= 80
+    assert one <= 80 + 20
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES.values(), ids=lambda known: known.name)
+def test_names_say_where_nodes_come_from(architecture: Architecture) -> None:
+    model = traced(architecture, "edifice", 2)
+    names = Counter(node.name for node in model.graph)
+    assert max(names.values()) == 1
+    edifice = [node.name or "" for node in model.graph if node.domain == "edifice"]
+    assert any(name.startswith("blocks.0.") for name in edifice)
+    assert any(name.startswith("blocks.1.") for name in edifice)
+    # Neither paths of the machine that traced it nor torch's own bookkeeping.
+    text = onnx.printer.to_text(ir.to_proto(model))
+    assert "pkg.torch" not in text
+    assert str(Path(__file__).parents[1]) not in text
+
+
+def test_a_bundles_model_passes_the_checker_and_loads_where_nothing_of_ours_is_imported(bundle: ee.Bundle) -> None:
+    path = bundle.file("window/model.onnx")
+    code = (
+        "import sys, onnx, onnxruntime as ort\n"
+        "onnx.checker.check_model(sys.argv[1], full_check=True)\n"
+        "inferred = onnx.shape_inference.infer_shapes(onnx.load(sys.argv[1]), check_type=True, strict_mode=True)\n"
+        "session = ort.InferenceSession(sys.argv[1], providers=['CPUExecutionProvider'])\n"
+        "print([i.shape for i in session.get_inputs()], [o.shape for o in session.get_outputs()])\n"
+        "assert not any(name.startswith(('torch', 'edifice')) for name in sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
+    options = bundle.manifest.options
+    assert (
+        done.stdout.strip() == f"[['batch', 'sequence', {options['embed_dim']}]] [['batch', {options['hidden_size']}]]"
+    )
+
+
+def test_a_bundles_model_has_symbols_and_functions(bundle: ee.Bundle) -> None:
+    model = onnx.load(bundle.file("window/model.onnx"))
+    assert {function.domain for function in model.functions} == {"edifice"}
+    used = {node.op_type for node in model.graph.node if node.domain == "edifice"}
+    assert used == {function.name for function in model.functions}
+    assert {entry.domain: entry.version for entry in model.opset_import} == {"": 20, "edifice": 1}
+    assert model.ir_version == 10
+
+
+def test_layer_norm_and_gelu_are_still_whole() -> None:
+    """What ONNX Runtime has kernels for must not be taken apart."""
+    operators = Counter(node.op_type for node in traced(ARCHITECTURES["hymba"], "standard", 2).graph)
+    assert operators["LayerNormalization"] == 5
+    assert operators["Gelu"] == 2
+
+
+class LoopOverTime(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.zeros_like(x[:, 0])
+        for t in range(x.shape[1]):
+            h = 0.9 * h + x[:, t] * self.weight
+        return h
+
+
+class ReadsLengthAsNumber(LoopOverTime):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.sum(1) * self.weight / int(x.shape[1])
+
+
+class ReshapesToTheTracedBatch(LoopOverTime):
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:, -1].reshape(int(x.shape[0]), 4) * self.weight
+
+
+@pytest.mark.parametrize("module", [LoopOverTime, ReadsLengthAsNumber, ReshapesToTheTracedBatch])
+def test_a_frozen_size_is_refused(module: type[nn.Module]) -> None:
+    with pytest.raises(CheckError, match="batch, sequence"):
+        trace(module(), [INPUT], [OUTPUT], 20)
+
+
+class RemembersTheTracedLength(LoopOverTime):
+    """Smuggles the length past torch: a constant that depends on it, though no dimension does."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        size = torch.fx.experimental.symbolic_shapes.guarding_hint_or_throw(x.shape[1])
+        return x[:, -1] * self.weight * float(size)
+
+
+def test_a_constant_made_of_the_traced_length_is_refused() -> None:
+    with pytest.raises(CheckError, match="depends on the traced size"):
+        trace(RemembersTheTracedLength(), [INPUT], [OUTPUT], 20)
+
+
+class Doubles(LoopOverTime):
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:, -1] * self.weight * 2
+
+
+def test_the_guards_see_what_differs() -> None:
+    good, other = (trace(module(), [INPUT], [OUTPUT], 20) for module in (Doubles, Doubles))
+    check_length_independent(good, other)
+    check_symbolic(good, [INPUT], [OUTPUT])
+    with pytest.raises(CheckError, match=r"y was declared \[batch, 5\] and exported as \[batch, 4\]"):
+        check_symbolic(good, [INPUT], [TensorSpec("y", "float32", ("batch", 5))])
+    with pytest.raises(CheckError, match="1 inputs or outputs where 0 were declared"):
+        check_symbolic(good, [INPUT], [])
+    good.graph.inputs[0].shape = ir.Shape([2, ir.SymbolicDim("sequence"), 4])
+    with pytest.raises(CheckError, match="should stay free was frozen"):
+        check_symbolic(good, [INPUT], [OUTPUT])
+    last = list(other.graph)[-1]
+    other.graph.append(ir.node("Neg", [last.outputs[0]]))
+    with pytest.raises(CheckError, match="depends on the traced size"):
+        check_length_independent(good, other)
+
+
+def test_a_good_module_runs_at_every_length() -> None:
+    model = link(trace(Doubles(), [INPUT], [OUTPUT], 20))
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    for batch, length in ((1, 1), (3, 5), (2, 100)):
+        x = torch.randn(batch, length, 4)
+        assert torch.equal(torch.from_numpy(session.run(None, {"x": x.numpy()})[0]), x[:, -1] * 2)
