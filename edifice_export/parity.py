@@ -26,8 +26,8 @@ MAGNITUDES = (1e-20, 1e-3, 1e3, 1e6)
 EVERY_PREFIX = 256
 """Windows up to this size are verified at every prefix length; of longer ones, at a sample unless asked for all."""
 
-_MAX_SCORES = 2**27
-"""Attention compares batch * length^2 pairs; a case above this many would not fit an ordinary machine."""
+_MAX_SCORES = 2**28
+"""Attention holds batch * heads * length^2 scores: beyond the window, and in batches, cases with more are left out."""
 
 Progress = Callable[[int, int], None]
 """Called with the number of cases done and of all."""
@@ -159,7 +159,8 @@ def verify(
     models = [load(opened, [provider]) for provider in providers]
 
     reference = _load_reference(opened)
-    sweeps = list(_sweeps(manifest.window_size, every_prefix)) if reference else []
+    heads = getattr(reference.config, "num_heads", 1) if reference else 1
+    sweeps = list(_sweeps(manifest.window_size, heads, every_prefix)) if reference else []
     total = len(models) * (len(manifest.graphs["window"].test_data) + sum(len(sweep.lengths) for sweep in sweeps))
     cases: list[Case] = []
     worst: tuple[Case, np.ndarray] | None = None
@@ -216,14 +217,17 @@ class _Sweep:
     lengths: list[int]
 
 
-def _sweeps(window: int, every_prefix: bool) -> Iterator[_Sweep]:
+def _sweeps(window: int, heads: int, every_prefix: bool) -> Iterator[_Sweep]:
     prefixes = list(range(1, window + 1)) if every_prefix else prefix_lengths(window)
+    whole = len(prefixes) == window
     beyond = [2 * window, _next_prime(2 * window + 1)]
     for seed, batch in enumerate(BATCHES):
-        lengths = [length for length in prefixes + beyond if batch * length**2 <= _MAX_SCORES]
-        yield _Sweep(batch, seed, 1.0, lengths)
+        # Of a sample of a long window, a single entry runs all and batches a quarter.
+        lengths = prefixes if whole or batch == 1 else [*prefixes[::4], window]
+        wanted = [length for length in (*lengths, *beyond) if batch * heads * length**2 <= _MAX_SCORES]
+        yield _Sweep(batch, seed, 1.0, sorted({*wanted, window} if batch == 1 else wanted))
     for seed, magnitude in enumerate(MAGNITUDES, len(BATCHES)):
-        yield _Sweep(2, seed, magnitude, sorted({1, min(2, window), (window + 1) // 2, window}))
+        yield _Sweep(1, seed, magnitude, sorted({1, min(2, window), (window + 1) // 2, window}))
 
 
 def _next_prime(number: int) -> int:

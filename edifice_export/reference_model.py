@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from edifice_reference.config import Config
+from edifice_reference.config import Config, OptionError
 from edifice_reference.layers import initialize
 from edifice_reference.registry import Architecture, get_architecture
 
 from .bundle import Bundle
 from .checkpoints import Checkpoint, load_into, read_checkpoint
-from .errors import RequestError
+from .errors import CheckError, RequestError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -40,10 +40,20 @@ def make_reference(
 
 
 def reference_of(bundle: Bundle) -> nn.Module:
-    """The reference model that a bundle was made from, with the weights that it carries."""
+    """The reference model that a bundle was made from, with the weights that it carries.
+
+    Raises:
+        CheckError: the manifest's architecture or options are none that there are.
+        RequestError: the weights are not of that model.
+    """
     manifest = bundle.manifest
-    architecture = get_architecture(manifest.architecture)
-    config = architecture.config_class(**manifest.options)
+    try:
+        architecture = get_architecture(manifest.architecture)
+        config = architecture.config_class(**manifest.options)
+    except (OptionError, TypeError) as error:
+        raise CheckError(
+            f"bundle {bundle.path}: its manifest names no model: {error}; build the bundle again"
+        ) from error
     checkpoint = read_checkpoint(bundle.file(manifest.reference))
     return make_reference(architecture, config, manifest.numerics, manifest.seed, checkpoint)
 

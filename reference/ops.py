@@ -25,6 +25,10 @@ MAX_ATTENTION_EPSILON = 2.0**-25
 """Below the resolution of a float32 sum that is at least 1: float32 lowerings may leave epsilon out."""
 
 
+_QUERY_BLOCK = 256
+"""Queries whose scores are in memory at once: a long sequence has too many pairs for all."""
+
+
 def _edifice_op(definition: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Registers `definition` as `edifice::<its name>`; its result has the shape and dtype of its first argument."""
     op = torch.library.custom_op(f"{NAMESPACE}::{definition.__name__}", definition, mutates_args=())
@@ -125,13 +129,16 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor, num_heads: int, 
     if not 0 <= epsilon <= MAX_ATTENTION_EPSILON:
         raise ValueError(f"epsilon must be from 0 to {MAX_ATTENTION_EPSILON}, got {epsilon}")
     q, k, v = (t.reshape(*t.shape[:2], num_heads, -1).transpose(1, 2) for t in (query, key, value))
-    scores = q @ k.transpose(2, 3) / q.shape[-1] ** 0.5
-    length, seen = scores.shape[-2:]
-    visible = torch.ones(length, seen, dtype=torch.bool, device=scores.device).tril(seen - length)
-    scores = scores.masked_fill(~visible, -torch.inf)
-    weights = torch.exp(scores - scores.amax(-1, keepdim=True))
-    weights = weights / (weights.sum(-1, keepdim=True) + epsilon)
-    return (weights @ v).transpose(1, 2).flatten(2)
+    length, seen = q.shape[2], k.shape[2]
+    outputs = []
+    for start in range(0, length, _QUERY_BLOCK):
+        block = q[:, :, start : start + _QUERY_BLOCK]
+        scores = block @ k.transpose(2, 3) / q.shape[-1] ** 0.5
+        visible = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril(seen - length + start)
+        scores = scores.masked_fill(~visible, -torch.inf)
+        weights = torch.exp(scores - scores.amax(-1, keepdim=True))
+        outputs.append(weights / (weights.sum(-1, keepdim=True) + epsilon) @ v)
+    return torch.cat(outputs, dim=2).transpose(1, 2).flatten(2)
 
 
 @_edifice_op

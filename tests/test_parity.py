@@ -74,8 +74,18 @@ def test_prefix_lengths_reach_from_one_to_the_window(window: int) -> None:
 
 
 def test_every_prefix_of_a_long_window_on_request() -> None:
-    assert len(parity._sweeps(300, every_prefix=True).__next__().lengths) == 302
-    assert len(parity._sweeps(300, every_prefix=False).__next__().lengths) < 302
+    for sweep in list(parity._sweeps(300, 4, every_prefix=True))[:3]:
+        assert len(sweep.lengths) == 302
+    sampled = list(parity._sweeps(300, 4, every_prefix=False))[:3]
+    assert sampled[0].lengths == [*prefix_lengths(300), 600, 601]
+    assert all({300, 600} <= set(sweep.lengths) < set(sampled[0].lengths) for sweep in sampled[1:])
+
+
+def test_a_window_too_long_for_batches_is_verified_all_the_same() -> None:
+    sweeps = list(parity._sweeps(8192, 1024, every_prefix=False))[:3]
+    assert 8192 in sweeps[0].lengths
+    assert all(sweep.lengths[0] == 1 for sweep in sweeps)
+    assert all(sweep.batch * 1024 * max(sweep.lengths) ** 2 <= 2**28 for sweep in sweeps[1:])
 
 
 def alter(bundle: ee.Bundle, folder: Path, change: Any) -> Path:
