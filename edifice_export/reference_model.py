@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["make_reference", "reference_of"]
 
-_COPIES = 8
+_COPIES = 6
 """Copies of the weights that are in memory at a build's worst moment: two traces, float64, bytes of files."""
 
 
