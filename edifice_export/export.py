@@ -238,8 +238,8 @@ def _verify(folder: Path, name: str, progress: Progress | None) -> None:
         "providers": report.providers,
         "cases": len(report.cases),
         "prefixes": report.prefixes,
-        "max_abs": report.worst.max_abs,
-        "max_rel": report.worst.max_rel,
+        "max_abs": report.max_abs,
+        "max_rel": report.max_rel,
         "worst": str(report.worst),
     }
     _write_manifest(folder, dataclasses.replace(bundle.manifest, parity=parity))

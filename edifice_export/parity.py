@@ -102,12 +102,22 @@ class Report:
         """The case with the largest error over its limit."""
         return self.cases[0]
 
+    @property
+    def max_abs(self) -> float:
+        """The largest absolute error of all cases."""
+        return max(case.max_abs for case in self.cases)
+
+    @property
+    def max_rel(self) -> float:
+        """The largest error of all cases relative to the case's largest output."""
+        return max(case.max_rel for case in self.cases)
+
     def summary(self) -> str:
         """The result in one line."""
-        verdict = "agrees with" if self.passed else "departs from"
+        agree = sum(case.passed for case in self.cases)
         line = (
-            f"ONNX Runtime {verdict} the {self.reference}: {sum(case.passed for case in self.cases)} of "
-            f"{len(self.cases)} cases agree, largest error {self.worst.max_abs:.1e} (limit {self.worst.limit:.1e}) at "
+            f"{agree} of {len(self.cases)} cases agree with the {self.reference}; largest error {self.max_abs:.1e} absolute, "
+            f"{self.max_rel:.1e} relative; worst case, with {self.worst.max_abs:.1e} of {self.worst.limit:.1e} allowed: "
             f"{self.worst}"
         )
         if self.departure is not None:
@@ -124,7 +134,11 @@ class Report:
         plain: dict[str, Any] = _without_infinities(dataclasses.asdict(self))
         for case, described in zip(self.cases, plain["cases"], strict=True):
             described["passed"] = case.passed
-        return {"passed": self.passed, **plain}
+        return {
+            "passed": self.passed,
+            **_without_infinities({"max_abs": self.max_abs, "max_rel": self.max_rel}),
+            **plain,
+        }
 
 
 def verify(
