@@ -116,9 +116,9 @@ class Report:
         """The result in one line."""
         agree = sum(case.passed for case in self.cases)
         line = (
-            f"{agree} of {len(self.cases)} cases agree with the {self.reference}; largest error {self.max_abs:.1e} absolute, "
-            f"{self.max_rel:.1e} relative; worst case, with {self.worst.max_abs:.1e} of {self.worst.limit:.1e} allowed: "
-            f"{self.worst}"
+            f"{agree} of {len(self.cases)} cases agree with the {self.reference}; largest error {self.max_abs:.1e} "
+            f"absolute, {self.max_rel:.1e} relative; worst case, with {self.worst.max_abs:.1e} of "
+            f"{self.worst.limit:.1e} allowed: {self.worst}"
         )
         if self.departure is not None:
             line += f"; the first node that departs is {self.departure}"
