@@ -58,20 +58,16 @@ def open_bundle(path: str | Path) -> Bundle:
         CheckError: the manifest is damaged, a file is missing or was changed, or a path leaves the bundle.
     """
     folder = Path(path)
-    manifest = read_manifest(folder)
-    for name, expected in manifest.files.items():
-        file = folder / name
-        if not file.is_file():
-            raise CheckError(f"bundle {folder}: {name} is missing; build the bundle again")
-        found = _hash_file(file)
-        if found != expected:
-            raise CheckError(
-                f"bundle {folder}: {name} was changed since it was verified: its SHA-256 should begin with "
-                f"{expected.sha256[:12]} ({expected.size} bytes) and begins with {found.sha256[:12]} "
-                f"({found.size} bytes); build the bundle again"
-            )
-    for graph in manifest.graphs.values():
-        _check_external_data(folder, graph.model, manifest)
+    try:
+        manifest = read_manifest(folder)
+        for name, expected in manifest.files.items():
+            _check_file(folder, name, expected)
+        for graph in manifest.graphs.values():
+            _check_external_data(folder, graph.model, manifest)
+    except OSError as error:
+        raise RequestError(
+            f"bundle {folder}: can't be read: {error.strerror}; check the path and its rights"
+        ) from error
     return Bundle(folder, manifest)
 
 
@@ -82,26 +78,26 @@ def staging(target: Path) -> Iterator[Path]:
     Raises:
         RequestError: the target is a file, or a folder with something that is not of a bundle, or can't be written.
     """
-    shown, target = target, target.absolute()
-    _check_replaceable(shown)
     made: list[Path] = []
     folder: Path | None = None
     try:
-        _make_parents(target, made)
-        folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+        _check_replaceable(target)
+        place = target.absolute()
+        _make_parents(place, made)
+        folder = Path(tempfile.mkdtemp(prefix=f".{place.name[:32]}.", dir=place.parent))
         yield folder
         folder.chmod(0o777 & ~_umask())
-        _replace(folder, target)
+        _replace(folder, place)
     except BaseException as error:
         if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
+            _remove(folder)
         for parent in reversed(made):
             with contextlib.suppress(OSError):
                 parent.rmdir()
         if isinstance(error, OSError):
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
             problem = "the disk is full; free some space" if full else f"{error.strerror}; choose another --output"
-            raise RequestError(f"--output {shown}: can't write there: {problem}") from error
+            raise RequestError(f"--output {target}: can't write there: {problem}") from error
         raise
 
 
@@ -142,6 +138,18 @@ def hash_files(folder: Path) -> dict[str, FileEntry]:
     """The manifest's entry for every file below `folder` but the manifest itself."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST)
     return {path.relative_to(folder).as_posix(): _hash_file(path) for path in files}
+
+
+def _check_file(folder: Path, name: str, expected: FileEntry) -> None:
+    if not (folder / name).is_file():
+        raise CheckError(f"bundle {folder}: {name} is missing; build the bundle again")
+    found = _hash_file(folder / name)
+    if found != expected:
+        raise CheckError(
+            f"bundle {folder}: {name} was changed since it was verified: its SHA-256 should begin with "
+            f"{expected.sha256[:12]} ({expected.size} bytes) and begins with {found.sha256[:12]} "
+            f"({found.size} bytes); build the bundle again"
+        )
 
 
 def _hash_file(path: Path) -> FileEntry:
@@ -196,9 +204,17 @@ def _tensors(message: onnx.ModelProto | onnx.GraphProto | onnx.FunctionProto) ->
 
 
 def _check_replaceable(target: Path) -> None:
-    if target.is_symlink() or (target.exists() and not target.is_dir()):
+    if target.is_symlink():
+        raise RequestError(f"--output {target}: is a symbolic link; name the folder that it leads to")
+    if target.exists() and not target.is_dir():
         raise RequestError(f"--output {target}: is a file, and a bundle is a folder; choose another --output")
-    if not target.is_dir() or not any(target.iterdir()):
+    if target.is_dir() and Path.cwd().is_relative_to(target.absolute().resolve()):
+        raise RequestError(f"--output {target}: is the working folder or above it; name another")
+    if not target.is_dir():
+        return
+    if not os.access(target, os.W_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    if not any(target.iterdir()):
         return
     if not (target / MANIFEST).is_file():
         raise RequestError(f"--output {target}: holds files and no bundle; choose another --output")
@@ -209,7 +225,7 @@ def _check_replaceable(target: Path) -> None:
     foreign = sorted(
         path.relative_to(target).as_posix()
         for path in target.rglob("*")
-        if not path.is_dir() and path.relative_to(target).as_posix() not in known
+        if (path.is_symlink() or not path.is_dir()) and path.relative_to(target).as_posix() not in known
     )
     if foreign:
         raise RequestError(
@@ -225,18 +241,30 @@ def _make_parents(target: Path, made: list[Path]) -> None:
 
 
 def _replace(folder: Path, target: Path) -> None:
+    """Moves a folder into a bundle's place; whatever happens, one of the two is there whole."""
     if not target.exists():
         folder.rename(target)
         return
-    old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
-    target.rename(old / target.name)
+    old = folder.with_name(f"{folder.name}.old")
     try:
+        target.rename(old)
         folder.rename(target)
     except BaseException:
-        (old / target.name).rename(target)
-        old.rmdir()
+        if old.exists():
+            if target.exists():
+                target.rename(folder)
+            old.rename(target)
         raise
-    shutil.rmtree(old, ignore_errors=True)
+    _remove(old)
+
+
+def _remove(folder: Path) -> None:
+    """Removes a folder even if it was made read-only."""
+    for path in (folder, *folder.rglob("*")):
+        if path.is_dir() and not path.is_symlink():
+            with contextlib.suppress(OSError):
+                path.chmod(0o700)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _umask() -> int:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import signal
 import sys
+import traceback
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.exceptions import Abort, TyperException
+from typer.exceptions import TyperException
 
 from edifice_reference.config import OptionError
 from edifice_reference.registry import ARCHITECTURES
@@ -42,8 +43,14 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 BundlePath = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder of a bundle.")]
 Providers = Annotated[
     list[str] | None,
-    typer.Option("--provider", help="Execution provider, such as cpu or cuda; repeat it in order of preference."),
+    typer.Option("--provider", metavar="NAME", help="Execution provider, such as cuda; repeat in order of preference."),
 ]
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"edifice-export {version('edifice-export')}")
+        raise typer.Exit
 
 
 @app.callback()
@@ -72,7 +79,9 @@ def verify(
     bundle: BundlePath,
     provider: Annotated[
         list[str] | None,
-        typer.Option("--provider", help="Execution provider to verify; repeat for several [default: all usable]."),
+        typer.Option(
+            "--provider", metavar="NAME", help="Execution provider; repeat for several [default: all usable]."
+        ),
     ] = None,
     tolerance: Annotated[
         float | None, typer.Option(help="Largest error allowed [default: the one it was built with].")
@@ -190,32 +199,35 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = [argument for argument in given if argument != "--debug"]
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        status = app(given or ["--help"], prog_name="edifice-export", standalone_mode=False)
-    except (Exception, KeyboardInterrupt) as error:
+        status = app(given or ["--help"], prog_name="edifice-export", standalone_mode=False) or 0
+        message = "interrupted; nothing was written" if status == _INTERRUPTED else ""
+    except Exception as error:
         if debug:
-            raise
+            traceback.print_exc()
         message, status = _describe(error)
-        if message:
-            typer.echo(f"error: {message}", err=True)
-    sys.exit(status or 0)
+    if message:
+        typer.echo(f"error: {message}", err=True)
+    sys.exit(status)
 
 
-def _describe(error: BaseException) -> tuple[str, int]:
-    if isinstance(error, (KeyboardInterrupt, Abort)):
-        return "interrupted; nothing was written", 130
-    if isinstance(error, ExportError):
-        return _one_line(error), error.exit_status
-    if isinstance(error, OptionError):
-        return _one_line(error), 2
+_INTERRUPTED = 130
+"""The status that Typer returns after Ctrl-C."""
+
+
+def _describe(error: Exception) -> tuple[str, int]:
+    """One line and an exit status for an error."""
+    if isinstance(error, (ExportError, OptionError)):
+        return _one_line(error), getattr(error, "exit_status", 2)
     if isinstance(error, TyperException):
         text = error.format_message() if hasattr(error, "format_message") else str(error)
+        if isinstance(error.__cause__, ValueError) and hasattr(error.__cause__, "errors"):
+            # Typer names the option and not the value that it could not convert.
+            text += f", got {error.__cause__.errors()[0]['input']!r}"
         return _one_line(text), getattr(error, "exit_code", 2)
-    if isinstance(error, BrokenPipeError):
-        # The reader has gone, as `| head` does: keep Python from complaining at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return "", 0
-    if isinstance(error, MemoryError):
-        return "out of memory; choose smaller options or a smaller input", 2
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+        return "there is not enough memory for this; choose smaller options or a smaller input", 2
+    if isinstance(error, OSError):
+        return f"{error.filename or 'standard output'}: {error.strerror}; check the path, its rights and the disk", 2
     return f"{type(error).__name__}: {_one_line(error)}; this is a bug, --debug shows where", 1
 
 

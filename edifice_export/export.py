@@ -111,6 +111,7 @@ def _build(
     numerics = numerics or (checkpoint.numerics if checkpoint is not None else "standard")
     if numerics not in NUMERICS:
         raise RequestError(f"numerics must be {' or '.join(NUMERICS)}, got {numerics!r}")
+    origin = _origin(weights)
     with staging(output) as folder:
         model = make_reference(architecture, config, numerics, seed, checkpoint)
         inputs = (TensorSpec("state_sequence", "float32", (BATCH, SEQUENCE, config.embed_dim)),)
@@ -124,7 +125,7 @@ def _build(
             target="portable",
             opset=opset,
             seed=seed,
-            weights=_origin(weights),
+            weights=origin,
             versions={"python": platform.python_version(), **{package: version(package) for package in _PACKAGES}},
             graphs={"window": graph},
             reference=WEIGHTS,
@@ -167,7 +168,10 @@ def _configure(architecture: Architecture, checkpoint: Checkpoint | None, option
             )
     if checkpoint is None or stated is None:
         return architecture.config_class(**options)
-    config = architecture.config_class(**stated)
+    try:
+        config = architecture.config_class(**stated)
+    except OptionError as error:
+        raise RequestError(f"--weights {checkpoint.path}: made with options that can't be: {error}") from error
     for name, value in options.items():
         if value != getattr(config, name):
             raise RequestError(

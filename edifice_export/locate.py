@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,7 +12,7 @@ import onnx
 import torch
 from torch.export.graph_signature import InputKind
 
-from .bundle import Bundle
+from .bundle import Bundle, save_model
 from .runtime.providers import open_session
 from .trace import scoped_names, trace_program
 
@@ -52,20 +54,15 @@ def first_departure(
     """
     expected = _reference_values(bundle, reference, sequence)
     graph = bundle.manifest.graphs["window"]
-    path = bundle.file(graph.model)
-    model = onnx.load(path, load_external_data=False)
+    model = onnx.load(bundle.file(graph.model))
     makers = {name: node for node in model.graph.node for name in node.output}
     declared = {output.name for output in model.graph.output}
     names = [name for name in makers if makers[name].name in expected]
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in declared)
-    probed = path.with_name(f".{path.name}.probe")
-    try:
-        # Beside the model, so that external data is found.
-        probed.write_bytes(model.SerializeToString())
-        session = open_session(probed, [provider])
-        found = session.run(names, {graph.inputs[0].name: sequence})
-    finally:
-        probed.unlink(missing_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        probed = Path(folder) / "model.onnx"
+        save_model(model, probed)
+        found = open_session(probed, [provider]).run(names, {graph.inputs[0].name: sequence})
     for name, value in zip(names, found, strict=True):
         node = makers[name]
         wanted = expected[node.name]

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from edifice_reference.config import MAX_WINDOW, NUMERICS
+
 from .errors import CheckError, RequestError
-from .specification import TensorSpec
+from .specification import BATCH, SEQUENCE, TensorSpec
 
 __all__ = ["MANIFEST", "SCHEMA_VERSION", "FileEntry", "GraphEntry", "Manifest", "read_manifest"]
 
@@ -96,6 +99,8 @@ def read_manifest(folder: Path) -> Manifest:
         CheckError: the manifest is damaged: not JSON, a field missing or of the wrong kind, a path outside the bundle.
     """
     path = folder / MANIFEST
+    if folder.exists() and not folder.is_dir():
+        raise RequestError(f"bundle {folder}: is a file, and a bundle is a folder; name that")
     if not folder.is_dir():
         raise RequestError(f"bundle {folder}: there is no such folder; make one with `edifice-export build`")
     if not path.is_file():
@@ -108,8 +113,6 @@ def read_manifest(folder: Path) -> Manifest:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise CheckError(f"bundle {folder}: {MANIFEST} is not JSON ({error}); build the bundle again") from error
-    except OSError as error:
-        raise RequestError(f"bundle {folder}: {MANIFEST} can't be read: {error.strerror}") from error
     return _parse(_Reader(folder, content, "the manifest"))
 
 
@@ -156,6 +159,8 @@ class _Reader:
 
 def _parse(reader: _Reader) -> Manifest:
     schema = reader.take("schema_version", int)
+    if schema < 1:
+        raise reader.error(f"schema_version {schema} is none that there was")
     if schema > SCHEMA_VERSION:
         raise RequestError(
             f"bundle {reader.folder}: has schema {schema}, newer than {SCHEMA_VERSION}, the newest read here; "
@@ -184,11 +189,40 @@ def _parse(reader: _Reader) -> Manifest:
         files=files,
         parity=reader.take("parity", dict),
     )
-    _Reader(reader.folder, manifest.options, "options").take("window_size", int)
-    for path in (manifest.reference, *(graph.model for graph in graphs.values())):
-        if path not in files:
-            raise reader.error(f"{path!r} is used and not listed under files")
+    _check_meaning(manifest, reader)
     return manifest
+
+
+def _check_meaning(manifest: Manifest, reader: _Reader) -> None:
+    """Refuses what has the right type and can't be."""
+    used = [manifest.reference]
+    for graph in manifest.graphs.values():
+        data = [f"input_{i}.pb" for i in range(len(graph.inputs))] + [
+            f"output_{i}.pb" for i in range(len(graph.outputs))
+        ]
+        used += [graph.model, *(f"{folder}/{name}" for folder in graph.test_data for name in data)]
+    for path in used:
+        if path not in manifest.files:
+            raise reader.error(f"{path!r} is used and not listed under files")
+    if manifest.numerics not in NUMERICS:
+        raise reader.error(f"numerics {manifest.numerics!r:.60} is not {' or '.join(NUMERICS)}")
+    window = _Reader(reader.folder, manifest.options, "options").take("window_size", int)
+    if not 1 <= window <= MAX_WINDOW:
+        raise reader.error(f"window_size {window} is not 1 to {MAX_WINDOW}")
+    tolerance = _Reader(reader.folder, manifest.parity, "parity").take("tolerance", float)
+    if not 0 < tolerance < math.inf:
+        raise reader.error(f"the tolerance {tolerance} is not positive")
+    graph = manifest.graphs["window"]
+    for kind, tensors, name, free in (
+        ("input", graph.inputs, "state_sequence", (BATCH, SEQUENCE)),
+        ("output", graph.outputs, "output", (BATCH,)),
+    ):
+        sound = len(tensors) == 1 and isinstance(tensors[0].shape[-1], int)
+        if not sound or tensors[0] != TensorSpec(name, "float32", (*free, tensors[0].shape[-1])):
+            found = ", ".join(map(str, tensors)) or "nothing"
+            raise reader.error(
+                f"the window graph's {kind} should be {name} float32 [{', '.join(free)}, size], found {found}"
+            )
 
 
 def _parse_graph(reader: _Reader) -> GraphEntry:
@@ -203,6 +237,6 @@ def _parse_graph(reader: _Reader) -> GraphEntry:
 def _parse_tensor(reader: _Reader, content: Mapping[str, Any]) -> TensorSpec:
     entry = _Reader(reader.folder, content, f"a tensor of {reader.place}")
     shape = entry.take("shape", list)
-    if not all(isinstance(dim, str) or (type(dim) is int and dim > 0) for dim in shape):
+    if not shape or not all(isinstance(dim, str) or (type(dim) is int and dim > 0) for dim in shape):
         raise entry.error(f"the shape {shape!r:.60} should hold positive sizes and symbols only")
     return TensorSpec(entry.take("name", str), entry.take("dtype", str), tuple(shape))

@@ -6,12 +6,15 @@ import dataclasses
 import math
 from typing import Any, Literal, get_args
 
-__all__ = ["NUMERICS", "Config", "Numerics", "OptionError", "check_numerics", "option"]
+__all__ = ["MAX_WINDOW", "NUMERICS", "Config", "Numerics", "OptionError", "check_numerics", "option"]
 
 Numerics = Literal["standard", "edifice"]
 """`standard` is the mathematics; `edifice` reproduces the Elixir library to rounding, its quirks included."""
 
 NUMERICS: tuple[str, ...] = get_args(Numerics)
+
+MAX_WINDOW = 8192
+"""Frames of the longest window: attention compares each with each."""
 
 
 class OptionError(ValueError):
@@ -54,13 +57,13 @@ class Config:
     hidden_size: int = option(256, minimum=1, maximum=16_384, help="width of the residual stream and of the output")
     num_layers: int = option(4, minimum=1, maximum=512, help="number of blocks")
     dropout: float = option(0.0, minimum=0, below=1, help="dropout rate in training; inference has none")
-    window_size: int = option(60, minimum=1, maximum=8192, help="frames in one window")
+    window_size: int = option(60, minimum=1, maximum=MAX_WINDOW, help="frames in one window")
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             kind = type(field.default)
-            if kind is float and type(value) is int:
+            if kind is float and type(value) is int and abs(value) < 2**53:
                 value = float(value)
                 object.__setattr__(self, field.name, value)
             if type(value) is not kind:

@@ -6,9 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import edifice_export as ee
 from edifice_reference.registry import ARCHITECTURES
+
+# Tiny models gain nothing from threads and lose much to starting them.
+torch.set_num_threads(1)
 
 GOLDEN = Path(__file__).parent / "golden"
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edifice_reference.config import NUMERICS
 from edifice_reference.registry import ARCHITECTURES, Architecture
 
 from ..errors import RequestError
@@ -48,6 +49,15 @@ def read_checkpoint(path: Path) -> Checkpoint:
     Raises:
         RequestError: the file is missing, unreadable, of an unknown format, or says something that can't be used.
     """
+    try:
+        return _read(path)
+    except OSError as error:
+        raise RequestError(
+            f"--weights {path}: can't be read: {error.strerror}; check the path and its rights"
+        ) from error
+
+
+def _read(path: Path) -> Checkpoint:
     from .safetensors import read_safetensors
 
     if not path.exists():
@@ -55,14 +65,14 @@ def read_checkpoint(path: Path) -> Checkpoint:
     if not path.is_file():
         raise RequestError(f"--weights {path}: is not a file; give a .safetensors file")
     if path.suffix != ".safetensors":
-        raise RequestError(
-            f"--weights {path}: {path.suffix or 'no suffix'} is no known format; give a .safetensors file"
-        )
+        raise RequestError(f"--weights {path}: {path.suffix or 'no suffix'} is no known format; give .safetensors")
     tensors, metadata = read_safetensors(path)
     architecture = _architecture(path, metadata.get("module"))
     options = edifice.parse_options(path, metadata["options"]) if "options" in metadata else None
-    default = "edifice" if edifice.has_edifice_names(tensors) else "standard"
-    return Checkpoint(path, tensors, architecture, options, metadata.get("numerics", default))
+    numerics = metadata.get("numerics", "edifice" if edifice.has_edifice_names(tensors) else "standard")
+    if numerics not in NUMERICS:
+        raise RequestError(f"--weights {path}: its metadata says numerics {numerics!r}, not {' or '.join(NUMERICS)}")
+    return Checkpoint(path, tensors, architecture, options, numerics)
 
 
 def load_into(model: nn.Module, architecture: Architecture, checkpoint: Checkpoint) -> None:

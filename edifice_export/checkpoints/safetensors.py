@@ -34,7 +34,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         with safe_open(path, framework="pt") as file:
             metadata = dict(file.metadata() or {})
             tensors = {name: file.get_tensor(name) for name in file.keys() if name not in _RECORDED}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, ValueError) as error:
         raise RequestError(f"--weights {path}: not a readable safetensors file: {error}") from error
     return _with_slashes(tensors), metadata
 

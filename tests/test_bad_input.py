@@ -1,0 +1,349 @@
+"""Bad input: one `error:` line with the right exit status, and nothing left behind, whatever was wrong."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import functools
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import cli_helpers as helpers
+import numpy as np
+import pytest
+import torch
+from cli_helpers import REMOVED, Capture, cli, error_of, refused, tiny_build, unchanged
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+import edifice_export as ee
+from edifice_export import export, functions, reference_model
+from edifice_export.manifest import FileEntry, GraphEntry, Manifest
+from edifice_export.runtime.providers import all_providers, why_not_usable
+from edifice_export.specification import TensorSpec
+from edifice_reference.registry import ARCHITECTURES
+
+Tensors = dict[str, np.ndarray]
+MODEL, WEIGHTS, DATA = "window/model.onnx", "weights.safetensors", "window/test_data_set_0/input_0.pb"
+NORM, INPUT = "final_norm.weight", "input_projection.weight"
+FIRST = next(iter(ARCHITECTURES))
+UNUSABLE = next(short for short in all_providers() if why_not_usable(short))
+OUTSIDE = ("../../x", "/etc/passwd", "window/../../x", "C:/x", "..\\x")
+INTEGERS = [
+    (name, field)
+    for name in ARCHITECTURES
+    for field in dataclasses.fields(ARCHITECTURES[name].config_class)
+    if type(field.default) is int
+]
+OF_BUNDLE = {"verify": "verify bot", "run": "run bot --input=x.npy --output=y.npy", "inspect": "inspect bot"}
+REQUESTS = {"build": " ".join(tiny_build(FIRST)), **OF_BUNDLE}
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working folder and the folder for temporary files: all that a command could leave something in."""
+    helpers.trace_once(monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture
+def bot(folder: Path, bundle: ee.Bundle) -> Path:
+    """A bundle that may be damaged, among what furnish adds."""
+    helpers.furnish(bundle.path)
+    return folder / "bot"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ("build", "name an architecture"),
+        ("bulid", "'bulid'.*'build'"),
+        *((f"build {name}x", f"'{name}x': did you mean {name}?") for name in ARCHITECTURES),
+        *((f"build {name.upper()}", f"'{name.upper()}': did you mean {name}?") for name in ARCHITECTURES),
+        ("{build} --hiden-size=8", "--hiden-size.*--hidden-size"),
+        ("{build} more", "more"),
+        ("{build} --seed", "--seed.* requires an argument"),
+        ("build hymba --hidden-size=10 --num-heads=4", "got hidden_size 10 and num_heads 4"),
+        *((f"{{build}} --dropout={value}", f"to below 1, got {value}") for value in ("1.0", "-0.1", "nan", "inf")),
+        ("{build} --dropout=some", "--dropout.*'some'"),
+        ("{build} --hidden-size=16384 --num-layers=512", "parameters.*GiB of memory.*choose smaller options"),
+        *((f"{{build}} --opset={value}", f"opset must be 18 to 25, got {value}") for value in (17, 26, 10**30)),
+        *((f"{{build}} --seed={value}", f"seed must be 0 to .*, got {value}") for value in (-1, 2**63)),
+        *((f"{{build}} --tolerance={value}", f"tolerance must be .*{value}") for value in ("0", "nan", "-1", "inf")),
+        ("{build} --numerics=exact", "--numerics.*'exact'.*standard.*edifice"),
+        ("{build} --graph=stream", "--graph.*'stream'.*window"),
+        ("{build} --output=x.npy", "--output x.npy: is a file"),
+        *((f"{{build}} --output=x.npy/{below}", "--output x.npy/.*Not a directory") for below in ("bot", "no/bot")),
+        ("{build} --output=/proc/no_such/bot", "--output /proc/no_such/bot: can't write"),
+        ("{build} --output=notes", "--output notes: holds files"),
+        ("{build} --output=link", "--output link: is a (symbolic )?link"),
+        ("{build} --output=mixed", "--output mixed: holds window/.todo"),
+        ("{build} --output=mixed_link", "--output mixed_link: holds window/notes"),
+        ("{build} --output=damaged", "--output damaged: holds a damaged bundle"),
+        ("{build} --output=" + "x" * 300, "--output x+: .*ile name too long"),
+        *(
+            (f"{{build}} --weights={path}", f"--weights {path}: ")
+            for path in ("no.safetensors", "bot", "x.txt", "x.npy")
+        ),
+        *(
+            (f"{command} no", "bundle no: .*no such folder")
+            for command in ("verify", "run --input=x.npy --output=y.npy")
+        ),
+        ("inspect no", "no: .*no such"),
+        *((f"verify {path}", f"bundle {path}: .*(has no manifest|is a file)") for path in ("x.txt", "notes")),
+        ("inspect x.txt", "x.txt"),
+        ("inspect notes", "bundle notes: .*not a bundle"),
+        *((f"verify bot --tolerance={value}", f"tolerance must be.*{value}") for value in ("0", "nan", "-1", "inf")),
+        *((f"inspect bot --{size}={value}", f"{size}.*{value}") for size in ("batch", "sequence") for value in (0, -1)),
+        *((f"{{{command}}} --provider=gpu", "provider 'gpu' is unknown; .*cpu") for command in ("verify", "run")),
+        *((f"{{{command}}} --provider={UNUSABLE}", f"usable here: {UNUSABLE}: ") for command in ("verify", "run")),
+        ("{run} --input=no.npy", "no.npy does not exist"),
+        ("{run} --input=bot", "bot is a folder"),
+        ("{run} --input=x.txt", r"\.npy, \.npz or \.csv; x.txt has the extension '\.txt'"),
+        ("{run} --input=wide.npy", r"wide.npy must be \[frames, 6\].*\[9, 12\]"),
+        ("{run} --input=flat.npy", r"flat.npy must be \[frames, 6\].*\[6\]"),
+        ("{run} --input=deep.npy", r"deep.npy must be \[frames, 6\].*\[1, 1, 9, 6\]"),
+        ("{run} --input=double.npy", "double.npy must be native float32; it is float64"),
+        ("{run} --input=nan.npy", r"finite.*\[0, 8, 0\].*nan"),
+        ("{run} --output=no/y.npy", "no/y.npy.*No such file or directory"),
+        ("{run} --output=y.csv", r"y.csv has the extension '\.csv'"),
+        ("{run} --output=bot", "bot"),
+        ("{run} --output=x.npy", "x.npy: is the input"),
+        *((f"{{run}} --threads={value}", f"threads must be at least 1, got {value}") for value in (0, -1)),
+        ("{run} --optimization=fast", "all, extended, basic, none, got 'fast'"),
+        *((f"{{run}} --stride={value}", f"{value} frames apart.*1 or more") for value in (0, -1)),
+    ],
+)
+@pytest.mark.usefixtures("bot")
+def test_bad_request(capfd: Capture, arguments: str, expected: str) -> None:
+    assert re.search(expected, refused(capfd, *arguments.format(**REQUESTS).split()))
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "value"),
+    [
+        pytest.param(name, field, value, id=f"{name}-{field.name}={value}")
+        for name, field in INTEGERS
+        for value in (0, -1, field.metadata["maximum"] + 1, 10**30, "1.5")
+        if value == "1.5" or not field.metadata["minimum"] <= value <= field.metadata["maximum"]
+    ],
+)
+def test_bad_integer(capfd: Capture, name: str, field: dataclasses.Field[int], value: int | str) -> None:
+    message = refused(capfd, *tiny_build(name, *helpers.to_flags({field.name: value})))
+    low, high = field.metadata["minimum"], field.metadata["maximum"]
+    outside, not_integer = f"{field.name} must be {low} to {high}, got", f"--{field.name.replace('_', '-')}.*integer.*"
+    assert re.search(f"{not_integer if value == '1.5' else outside} ?'?{value}'?", message)
+
+
+def test_too_little_memory(capfd: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reference_model, "initialize", lambda *_: torch.empty(2**48))
+    assert "memory" in refused(capfd, *tiny_build(FIRST))
+
+
+def test_full_disk(capfd: Capture, folder: Path, bundle: ee.Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    with helpers.small_disk(folder / "disk", monkeypatch) as disk:
+        shutil.copytree(bundle.path, disk / "bot")
+        message = refused(capfd, *tiny_build(FIRST, "--output=disk/bot"))
+    assert "--output disk/bot: can't write there: the disk is full" in message
+
+
+@pytest.mark.parametrize(
+    ("locked", "mode", "arguments", "named"),
+    [
+        ("notes", 0o555, "{build} --output=notes/bot", "--output.* .?notes/bot"),
+        ("notes", 0o000, "{build} --output=notes/bot", "--output.* .?notes/bot"),
+        ("bot", 0o555, "{build}", "--output bot"),  # it can't be moved then
+        ("bot", 0o000, "{build}", "--output.* .?bot"),
+        ("bot", 0o000, f"{{build}} --output=new --weights=bot/{WEIGHTS}", f"--weights.* .?bot/{WEIGHTS}"),
+        (f"bot/{WEIGHTS}", 0o000, f"{{build}} --output=new --weights=bot/{WEIGHTS}", f"--weights.* .?bot/{WEIGHTS}"),
+        *((f"bot{path}", 0o000, f"{{{command}}}", "bot") for path in ("", f"/{MODEL}") for command in OF_BUNDLE),
+        ("x.npy", 0o000, "{run}", "x.npy"),
+        ("notes", 0o555, "{run} --output=notes/y.npy", "notes/y.npy"),
+        ("notes", 0o000, "{run} --output=notes/y.npy", "notes/y.npy"),
+    ],
+)
+@pytest.mark.usefixtures("bot")
+def test_no_permission(capfd: Capture, locked: str, mode: int, arguments: str, named: str) -> None:
+    with unchanged(Path.cwd()), helpers.permissions(locked, mode):
+        outcome = cli(capfd, *arguments.format(**REQUESTS).split())
+    assert re.search(f"{named}.*(ermission denied|not readable)", error_of(outcome))
+
+
+def test_verify_of_a_bundle_that_may_only_be_read(capfd: Capture, bot: Path) -> None:
+    with unchanged(bot), helpers.permissions("bot/window", 0o555):
+        outcome = cli(capfd, "verify", "bot", "--tolerance=1e-12")
+    assert "the first node that departs is" in error_of(outcome, status=1)
+
+
+@pytest.mark.parametrize("old", [True, False])
+@pytest.mark.parametrize("step", ["_write_test_data", "_verify"])
+def test_interrupted(capfd: Capture, bot: Path, monkeypatch: pytest.MonkeyPatch, step: str, old: bool) -> None:
+    if not old:
+        shutil.rmtree(bot)
+    monkeypatch.setattr(export, step, helpers.raising(KeyboardInterrupt()))
+    assert "interrupted" in refused(capfd, *tiny_build(FIRST), status=130)
+
+
+@pytest.mark.parametrize(
+    ("turn", "moved", "error"),
+    [
+        *((turn, False, OSError(errno.EBUSY, "Device or resource busy")) for turn in (0, 1)),  # as a mounted disk is
+        *((turn, True, KeyboardInterrupt()) for turn in (0, 1)),
+    ],
+)
+def test_a_move_that_fails(
+    capfd: Capture, bot: Path, monkeypatch: pytest.MonkeyPatch, turn: int, moved: bool, error: BaseException
+) -> None:
+    """The old bundle is moved away and the new one into its place."""
+    before, old, turns = os.listdir(bot.parent), helpers.snapshot(bot), iter(range(9))
+
+    def moving(move: Callable[[Any, Any], None], source: Any, target: Any) -> None:
+        due = next(turns) == turn
+        if moved or not due:
+            move(source, target)
+        if due:
+            raise error
+
+    for name in ("rename", "replace"):
+        monkeypatch.setattr(os, name, functools.partial(moving, getattr(os, name)))
+    message = error_of(cli(capfd, *tiny_build(FIRST)), status=2 if isinstance(error, OSError) else 130)
+    monkeypatch.undo()
+    assert sorted(os.listdir(bot.parent)) == sorted(before)
+    assert ee.load(bot)
+    assert helpers.snapshot(bot) == old or "nothing was written" not in message
+
+
+def with_options(**changed: Any) -> Callable[[Tensors, dict[str, str]], None]:
+    return lambda _, said: said.update(options=json.dumps(json.loads(said["options"]) | changed))
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda tensors, _: tensors.pop(NORM), rf"1 missing \({NORM}\)"),
+        (lambda tensors, _: tensors.update(more=tensors[NORM]), r"1 unexpected \(more\)"),
+        (lambda tensors, _: tensors.update(more=tensors.pop(NORM)), rf"1 missing \({NORM}\) and 1 unexpected \(more\)"),
+        (lambda tensors, _: tensors.update({INPUT: tensors[INPUT].T.copy()}), rf"{INPUT} .*\[8, 6\] and is \[6, 8\]"),
+        (lambda tensors, _: tensors.update({NORM: tensors[NORM].astype("f2")}), f"{NORM} .*float32 and is float16"),
+        (lambda tensors, _: tensors.update({NORM: tensors[NORM].astype("f8")}), f"{NORM} .*float32 and is float64"),
+        (lambda tensors, _: np.put(tensors[INPUT], 7, np.nan), rf"{INPUT} holds nan at \[1, 1\]"),
+        (lambda tensors, _: np.put(tensors[INPUT], 7, -np.inf), rf"{INPUT} holds -inf at \[1, 1\]"),
+        (lambda tensors, said: [said.clear(), tensors.update(h3=tensors.pop(NORM))], r"missing .*unexpected \(h3\)"),
+        (lambda _, said: said.update(module="Edifice.SSM.H3"), "[hH]3"),
+        (lambda _, said: said.update(module="Elsewhere"), "Elsewhere, which is not known here; known are Edifice"),
+        (lambda _, said: said.update(options="{"), "options.* not JSON"),
+        (lambda _, said: said.update(options="[1]"), "options.* not a JSON object but a list"),
+        (lambda _, said: said.update(numerics="exact"), "numerics.*'exact'"),
+        (with_options(no_such=1), "no_such"),
+        (with_options(hidden_size="8"), "hidden_size.*'8'"),
+        (with_options(hidden_size=0), "hidden_size.* 0"),
+        (with_options(dropout=10**400), "dropout"),
+        (with_options(num_layers=1), "unexpected"),
+    ],
+)
+def test_bad_weights(capfd: Capture, folder: Path, bundle: ee.Bundle, change: Any, expected: str) -> None:
+    with safe_open(bundle.path / WEIGHTS, framework="np") as file:
+        tensors, said = {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata())  # noqa: SIM118
+    change(tensors, said)
+    save_file(tensors, folder / WEIGHTS, said)
+    message = refused(capfd, "build", bundle.manifest.architecture, "--output=bot", f"--weights={WEIGHTS}")
+    assert re.search(rf"--weights {WEIGHTS}: .*{expected}", message)
+
+
+@pytest.mark.parametrize("cut", [0, 4, 8, 100, -1, None])
+def test_damaged_weights(capfd: Capture, folder: Path, bundle: ee.Bundle, cut: int | None) -> None:
+    content = (bundle.path / WEIGHTS).read_bytes()
+    (folder / WEIGHTS).write_bytes(content[:cut] if cut is not None else bytes(range(256)) * 9)
+    assert f"--weights {WEIGHTS}: " in refused(capfd, *tiny_build(FIRST, f"--weights={WEIGHTS}"))
+
+
+@pytest.mark.parametrize("command", OF_BUNDLE)
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        *((MODEL, functools.partial(helpers.flip, place=place)) for place in (0, 20_000, -1)),
+        *((name, functools.partial(helpers.flip, place=-1)) for name in (WEIGHTS, DATA)),
+        *((name, lambda file: os.truncate(file, 100)) for name in (MODEL, WEIGHTS, DATA)),
+        *((name, Path.unlink) for name in (MODEL, WEIGHTS, DATA)),
+        *((name, helpers.link_outside) for name in (MODEL, WEIGHTS, DATA)),
+        (MODEL, lambda file: helpers.forge(file.parents[1], MODEL, b"no model")),
+        *(
+            ("manifest", lambda file, t=text: file.with_suffix(".json").write_text(t))
+            for text in ("", "{", "[]", "[" * 10**5)
+        ),
+    ],
+)
+def test_damaged_bundle(capfd: Capture, bot: Path, command: str, name: str, damage: Callable[[Path], Any]) -> None:
+    damage(bot / name)
+    message = refused(capfd, *OF_BUNDLE[command].split(), status=1)
+    assert f"bundle bot: {name}" in message or f"the path {name!r} leaves the bundle through a link" in message
+
+
+GRAPH, TENSOR = ("graphs", "window"), ("graphs", "window", "inputs", 0)
+PLACES: list[tuple[str | int, ...]] = [
+    *((field.name,) for field in dataclasses.fields(Manifest)),
+    *((*GRAPH, field.name) for field in dataclasses.fields(GraphEntry)),
+    *((*TENSOR, field.name) for field in dataclasses.fields(TensorSpec)),
+    *(("files", MODEL, field.name) for field in dataclasses.fields(FileEntry)),
+    ("options", "window_size"),
+]
+BAD_MANIFESTS: list[tuple[tuple[str | int, ...], Any, str, Iterable[str]]] = [
+    *((place, value, repr(place[-1]), OF_BUNDLE) for place in PLACES for value in (REMOVED, None)),
+    *((place, path, repr(path), OF_BUNDLE) for place in ((*GRAPH, "model"), ("reference",)) for path in OUTSIDE),
+    *(((*GRAPH, "test_data"), [path], repr(path), OF_BUNDLE) for path in OUTSIDE),
+    *((("files", path), {"size": 1, "sha256": ""}, repr(path), OF_BUNDLE) for path in OUTSIDE),
+    (("schema_version",), True, "'schema_version'", OF_BUNDLE),
+    (("opset",), "20", "'opset'", OF_BUNDLE),
+    (("versions", "torch"), 2, "'versions'", OF_BUNDLE),
+    (("graphs",), {}, "'window'", OF_BUNDLE),
+    ((*GRAPH, "inputs"), [None], "'window'", OF_BUNDLE),
+    ((*TENSOR, "shape"), ["batch", -1], "-1", OF_BUNDLE),
+    ((*GRAPH, "model"), "window/other.onnx", "other.onnx", OF_BUNDLE),
+    *((("options", "window_size"), size, "window_size", OF_BUNDLE) for size in (0, -5)),
+    ((*GRAPH, "inputs"), [], "input", ("verify", "run")),
+    ((*TENSOR, "name"), "other", "other", ("verify", "run")),
+    ((*TENSOR, "dtype"), "float99", "float99", ("verify", "run")),
+    (("options", "hidden_size"), 0, "hidden_size", ["verify"]),
+    (("architecture",), "no_such", "no_such", ["verify"]),
+    (("numerics",), "exact", "exact", ["verify"]),
+    (("parity", "tolerance"), "much", "tolerance", ["verify"]),
+]
+
+
+@pytest.mark.parametrize(
+    ("command", "place", "value", "expected"),
+    [
+        pytest.param(command, place, value, expected, id=f"{command}-{'.'.join(map(str, place))}={value}")
+        for place, value, expected, commands in BAD_MANIFESTS
+        for command in commands
+    ],
+)
+def test_bad_manifest(
+    capfd: Capture, bot: Path, command: str, place: tuple[str | int, ...], value: Any, expected: str
+) -> None:
+    helpers.edit_manifest(bot, place, value)
+    assert re.search(f"bundle bot: .*{re.escape(expected)}", refused(capfd, *OF_BUNDLE[command].split(), status=1))
+
+
+@pytest.mark.parametrize(
+    ("op", "node"),
+    [
+        ("SelectiveScan", "blocks.0.mamba/selective_scan"),
+        ("CausalAttention", "blocks.0.attention/causal_attention"),
+    ],
+)
+@pytest.mark.usefixtures("bot")
+def test_failed_parity(capfd: Capture, monkeypatch: pytest.MonkeyPatch, op: str, node: str) -> None:
+    monkeypatch.setitem(functions.LOWERINGS, op, helpers.negated(functions.LOWERINGS[op]))
+    message = refused(capfd, *tiny_build("hymba"), status=1)
+    assert "hymba was not written: " in message
+    assert "cases agree with the float64 reference" in message
+    assert f"the first node that departs is {node} (edifice::{op}), by" in message
