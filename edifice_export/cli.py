@@ -22,7 +22,7 @@ from .console import print_json, print_table, progress_bar
 from .errors import ExportError
 
 if TYPE_CHECKING:
-    from .parity import Case
+    from .report import Case
 
 __all__ = ["app", "main"]
 

@@ -23,14 +23,15 @@ from edifice_export.bundle import hash_files
 from edifice_export.functions.domain import EDIFICE, op
 from edifice_export.manifest import MANIFEST
 from edifice_export.parity import EVERY_PREFIX, prefix_lengths
+from edifice_export.report import Report
 
 
 @pytest.fixture(scope="module")
-def report(bundle: ee.Bundle) -> parity.Report:
+def report(bundle: ee.Bundle) -> Report:
     return ee.verify(bundle)
 
 
-def test_every_prefix_batch_seed_and_magnitude_is_covered(report: parity.Report) -> None:
+def test_every_prefix_batch_seed_and_magnitude_is_covered(report: Report) -> None:
     window = TINY["window_size"]
     cases = [case for case in report.cases if case.source == "reference"]
     for batch in (1, 2, 5):
@@ -46,7 +47,7 @@ def test_every_prefix_batch_seed_and_magnitude_is_covered(report: parity.Report)
     }  # fmt: skip
 
 
-def test_it_passes_with_the_worst_case_first(report: parity.Report) -> None:
+def test_it_passes_with_the_worst_case_first(report: Report) -> None:
     assert report.passed
     assert report.providers == ["cpu"]
     severities = [case.severity for case in report.cases]

@@ -1,0 +1,128 @@
+"""What verify finds: the error of every case, and the verdict."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .locate import Departure
+
+__all__ = ["Case", "Report"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One comparison: what was run and how far the result is from the reference.
+
+    Attributes:
+        source: `reference` (the float64 model) or the folder of a test data set.
+        max_abs: largest absolute error; infinite where one side is finite and the other is not.
+        max_rel: max_abs relative to the largest reference output.
+        limit: the largest max_abs allowed.
+    """
+
+    provider: str
+    source: str
+    batch: int
+    length: int
+    seed: int
+    magnitude: float
+    max_abs: float
+    max_rel: float
+    limit: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether the error is within the limit."""
+        return self.max_abs <= self.limit
+
+    @property
+    def severity(self) -> float:
+        """The error in units of the limit."""
+        return self.max_abs / self.limit
+
+    def __str__(self) -> str:
+        inputs = f"seed {self.seed}, magnitude {self.magnitude:g}" if self.source == "reference" else self.source
+        return f"{self.provider}, batch {self.batch}, length {self.length}, {inputs}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What verify found.
+
+    Attributes:
+        reference: what was compared with: `float64 reference`, or `test data` where torch can't be imported.
+        window: frames in one window.
+        prefixes: how many of the prefix lengths 1 to window were run.
+        cases: every comparison, the worst first (by error over limit).
+        departure: where it failed, the first node whose value departs from the reference.
+        float32_error: where it failed, the error of torch itself in float32 on the worst case.
+    """
+
+    bundle: str
+    reference: str
+    tolerance: float
+    providers: list[str]
+    window: int
+    prefixes: int
+    cases: list[Case]
+    departure: Departure | None = None
+    float32_error: float | None = None
+
+    @property
+    def passed(self) -> bool:
+        """Whether every case is within its limit."""
+        return all(case.passed for case in self.cases)
+
+    @property
+    def worst(self) -> Case:
+        """The case with the largest error over its limit."""
+        return self.cases[0]
+
+    @property
+    def max_abs(self) -> float:
+        """The largest absolute error of all cases."""
+        return max(case.max_abs for case in self.cases)
+
+    @property
+    def max_rel(self) -> float:
+        """The largest error of all cases relative to the case's largest output."""
+        return max(case.max_rel for case in self.cases)
+
+    def summary(self) -> str:
+        """The result in one line."""
+        agree = sum(case.passed for case in self.cases)
+        line = (
+            f"{agree} of {len(self.cases)} cases agree with the {self.reference}; largest error {self.max_abs:.1e} "
+            f"absolute, {self.max_rel:.1e} relative; worst case, with {self.worst.max_abs:.1e} of "
+            f"{self.worst.limit:.1e} allowed: {self.worst}"
+        )
+        if self.departure is not None:
+            line += f"; the first node that departs is {self.departure}"
+        if self.float32_error is not None and self.float32_error > self.worst.limit:
+            line += (
+                f"; torch in float32 departs by {self.float32_error:.1e} as well: these weights need "
+                "more than float32, or a larger --tolerance"
+            )
+        return line
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values; an error that is not finite becomes null."""
+        plain: dict[str, Any] = _without_infinities(dataclasses.asdict(self))
+        for case, described in zip(self.cases, plain["cases"], strict=True):
+            described["passed"] = case.passed
+        return {
+            "passed": self.passed,
+            **_without_infinities({"max_abs": self.max_abs, "max_rel": self.max_rel}),
+            **plain,
+        }
+
+
+def _without_infinities(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_infinities(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_infinities(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
