@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import math
 from typing import Any, Literal, get_args
@@ -45,7 +46,7 @@ def describe_range(field: dataclasses.Field[Any]) -> str:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(abc.ABC):
     """Base of every architecture's options. Constructing one checks each value against its field's type and range.
 
     Raises:
@@ -78,14 +79,14 @@ class Config:
         return self.hidden_size
 
     @property
+    @abc.abstractmethod
     def param_count(self) -> int:
         """Number of parameters, by the formula that the architecture's Edifice module documents, if it has one."""
-        raise NotImplementedError(f"{type(self).__name__} has no parameter formula")
 
     @classmethod
+    @abc.abstractmethod
     def recommended_defaults(cls) -> dict[str, Any]:
         """The options that the architecture's Edifice module recommends; they may differ from the build defaults."""
-        raise NotImplementedError(f"{cls.__name__} has no recommended defaults")
 
     def options(self) -> dict[str, Any]:
         """Every option by name, as plain JSON values."""
