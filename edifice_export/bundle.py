@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from .errors import CheckError, RequestError
 from .manifest import MANIFEST, FileEntry, Manifest, read_manifest
+from .specification import TensorSpec
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,12 +42,14 @@ class Bundle:
         """Each test data set of a graph: its folder, its inputs and its outputs, by tensor name.
 
         Raises:
-            CheckError: a tensor can't be read.
+            CheckError: a tensor can't be read, or is not what the graph takes or gives.
         """
         entry = self.manifest.graphs[graph]
         for folder in entry.test_data:
-            inputs = {s.name: _read_tensor(self.file(f"{folder}/input_{i}.pb")) for i, s in enumerate(entry.inputs)}
-            outputs = {s.name: _read_tensor(self.file(f"{folder}/output_{i}.pb")) for i, s in enumerate(entry.outputs)}
+            inputs = {s.name: _read_tensor(self.file(f"{folder}/input_{i}.pb"), s) for i, s in enumerate(entry.inputs)}
+            outputs = {
+                s.name: _read_tensor(self.file(f"{folder}/output_{i}.pb"), s) for i, s in enumerate(entry.outputs)
+            }
             yield folder, inputs, outputs
 
 
@@ -158,15 +161,28 @@ def _hash_file(path: Path) -> FileEntry:
     return FileEntry(path.stat().st_size, digest)
 
 
-def _read_tensor(path: Path) -> np.ndarray:
+def _read_tensor(path: Path, spec: TensorSpec) -> np.ndarray:
+    import numpy as np
     import onnx
     from google.protobuf.message import DecodeError
     from onnx import numpy_helper
 
     try:
-        return numpy_helper.to_array(onnx.TensorProto.FromString(path.read_bytes()))
+        tensor = onnx.TensorProto.FromString(path.read_bytes())
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            raise CheckError(f"test data {path} keeps its values in another file; don't use this bundle")
+        array = numpy_helper.to_array(tensor)
     except (OSError, DecodeError, ValueError, TypeError) as error:
         raise CheckError(f"test data {path} can't be read: {error}; build the bundle again") from error
+    sized = len(array.shape) == len(spec.shape) and all(
+        found == size if isinstance(size, int) else found > 0
+        for found, size in zip(array.shape, spec.shape, strict=True)
+    )
+    if str(array.dtype) != spec.dtype or not sized or not np.isfinite(array).all():
+        raise CheckError(
+            f"test data {path} should be {spec}, finite, and is {array.dtype} {list(array.shape)}; build it again"
+        )
+    return array
 
 
 def _check_external_data(folder: Path, model: str, manifest: Manifest) -> None:
@@ -181,8 +197,9 @@ def _check_external_data(folder: Path, model: str, manifest: Manifest) -> None:
     for tensor in _tensors(loaded):
         if tensor.data_location != onnx.TensorProto.EXTERNAL:
             continue
-        location = next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
-        if (Path(model).parent / location).as_posix() not in manifest.files:
+        locations = [entry.value for entry in tensor.external_data if entry.key == "location"]
+        location = locations[0] if len(locations) == 1 else ""
+        if (Path(model).parent / location).as_posix() not in set(manifest.files) - {model}:
             raise CheckError(f"bundle {folder}: {model} reads {location!r}, not a file of the bundle; don't use it")
 
 
@@ -197,6 +214,8 @@ def _tensors(message: onnx.ModelProto | onnx.GraphProto | onnx.FunctionProto) ->
         return
     if isinstance(message, onnx.GraphProto):
         yield from message.initializer
+        for sparse in message.sparse_initializer:
+            yield from (sparse.values, sparse.indices)
     for attribute in (attribute for node in message.node for attribute in node.attribute):
         yield from (attribute.t, *attribute.tensors)
         for graph in (attribute.g, *attribute.graphs):

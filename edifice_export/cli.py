@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import signal
 import sys
 import traceback
@@ -56,6 +57,9 @@ def _print_version(asked: bool) -> None:
 @app.callback()
 def _global(
     debug: Annotated[bool, typer.Option("--debug", help="Show a traceback with an error.")] = False,
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version.")
+    ] = False,
 ) -> None:
     """State-space, long-convolution and hybrid sequence models to verified ONNX bundles."""
 
@@ -142,6 +146,8 @@ def run(
         f"{', '.join(f'{name} ({count} nodes)' for name, count in report.providers.items())}: "
         f"{report.output} float32 {report.shape}"
     )
+    for name, reason in model.passed_over.items():
+        typer.echo(f"passed over {name}: {reason}")
     if report.unused_frames:
         typer.echo(f"the last {report.unused_frames} frames fill no window at stride {report.stride}")
 
@@ -197,21 +203,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
     debug = "--debug" in given
     # Wherever it stands: an error is often seen before the option is thought of.
     given = [argument for argument in given if argument != "--debug"]
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
     try:
         status = app(given or ["--help"], prog_name="edifice-export", standalone_mode=False) or 0
-        message = "interrupted; nothing was written" if status == _INTERRUPTED else ""
+        message = ""
     except Exception as error:
         if debug:
             traceback.print_exc()
         message, status = _describe(error)
+    if _interrupted or status == 130:  # the status that Typer gives an interrupt
+        # Whatever became of it on its way: torch turns an interrupt into errors of its own.
+        message, status = "interrupted; nothing was written", 130
     if message:
         typer.echo(f"error: {message}", err=True)
     sys.exit(status)
 
 
-_INTERRUPTED = 130
-"""The status that Typer returns after Ctrl-C."""
+_interrupted: list[int] = []
+"""The signals that asked this process to stop."""
 
 
 def _describe(error: Exception) -> tuple[str, int]:
@@ -232,10 +242,14 @@ def _describe(error: Exception) -> tuple[str, int]:
 
 
 def _one_line(error: Any) -> str:
-    return " ".join(str(error).split())
+    text = " ".join(str(error).split())
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
-def _interrupt(_signal: int, _frame: Any) -> None:
+def _interrupt(number: int, _frame: Any) -> None:
+    _interrupted.append(number)
+    signal.signal(number, signal.SIG_DFL)  # a second one ends the process even inside native code
+    logging.disable(logging.CRITICAL)
     raise KeyboardInterrupt
 
 

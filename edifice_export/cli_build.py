@@ -35,6 +35,18 @@ class Graph(StrEnum):
     window = "window"
 
 
+class Target(StrEnum):
+    """What a graph is lowered for; what is true of Graph is true here."""
+
+    portable = "portable"
+
+
+class Precision(StrEnum):
+    """The type that a graph computes in; what is true of Graph is true here."""
+
+    fp32 = "fp32"
+
+
 class BuildGroup(TyperGroup):
     """Finds an architecture's command when it is asked for: only then is torch imported."""
 
@@ -108,6 +120,8 @@ def _build(
         typer.Option(help="the mathematics, or Edifice to rounding [default: edifice for Edifice's weights]"),
     ] = None,
     graph: Annotated[Graph, typer.Option(help="the graphs to build")] = Graph.window,  # noqa: ARG001
+    target: Annotated[Target, typer.Option(help="what to lower for")] = Target.portable,  # noqa: ARG001
+    precision: Annotated[Precision, typer.Option(help="the type to compute in")] = Precision.fp32,  # noqa: ARG001
     opset: Annotated[
         int, typer.Option(help=f"ONNX operator set [{OPSETS.start} to {OPSETS.stop - 1}]")
     ] = DEFAULT_OPSET,

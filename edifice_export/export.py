@@ -102,10 +102,10 @@ def _build(
 
     if opset not in OPSETS:
         raise RequestError(f"opset must be {OPSETS[0]} to {OPSETS[-1]}, got {opset}")
-    if not 0 <= seed < 2**63:
-        raise RequestError(f"seed must be 0 to 2^63 - 1, got {seed}")
-    if not 0 < tolerance < float("inf"):
-        raise RequestError(f"tolerance must be positive, got {tolerance}")
+    if type(seed) is not int or not 0 <= seed < 2**63:
+        raise RequestError(f"seed must be an integer from 0 to 2^63 - 1, got {seed!r}")
+    if not isinstance(tolerance, (int, float)) or not 0 < tolerance < float("inf"):
+        raise RequestError(f"tolerance must be a positive number, got {tolerance!r}")
     checkpoint = read_checkpoint(weights) if weights is not None else None
     config = _configure(architecture, checkpoint, options)
     numerics = numerics or (checkpoint.numerics if checkpoint is not None else "standard")
@@ -130,7 +130,7 @@ def _build(
             graphs={"window": graph},
             reference=WEIGHTS,
             files={},
-            parity={"tolerance": tolerance},
+            parity={"tolerance": float(tolerance)},
         )
         linked = link(trace(model, inputs, outputs, opset))
         _describe(linked, manifest)

@@ -89,7 +89,7 @@ class Inspection:
         return dataclasses.asdict(self)
 
 
-def inspect_model(path: Path, sizes: Mapping[str, int] | None = None) -> Inspection:
+def inspect_model(path: str | Path, sizes: Mapping[str, int] | None = None) -> Inspection:
     """Inspects any ONNX model.
 
     Args:
@@ -101,7 +101,7 @@ def inspect_model(path: Path, sizes: Mapping[str, int] | None = None) -> Inspect
         CheckError: external data outside the model's folder, too many nodes, absurd dimensions.
     """
     try:
-        return _inspect(path, sizes or {})
+        return _inspect(Path(path), sizes or {})
     except ExportError:
         raise
     except Exception as error:  # on a damaged file protobuf, ONNX's C++ and numpy raise a dozen types

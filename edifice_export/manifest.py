@@ -143,7 +143,7 @@ class _Reader:
 
     def inside(self, path: Any) -> str:
         """A path that stays in the bundle whatever links there are."""
-        if not isinstance(path, str) or not path or "\\" in path or ":" in path or "\0" in path:
+        if not isinstance(path, str) or not path or not path.isprintable() or "\\" in path or ":" in path:
             raise self.error(f"{path!r} is not the path of a file of the bundle")
         pure = PurePosixPath(path)
         if pure.is_absolute() or ".." in pure.parts:
@@ -213,6 +213,8 @@ def _check_meaning(manifest: Manifest, reader: _Reader) -> None:
     if not 0 < tolerance < math.inf:
         raise reader.error(f"the tolerance {tolerance} is not positive")
     graph = manifest.graphs["window"]
+    if not graph.test_data:
+        raise reader.error("the window graph has no test_data")
     for kind, tensors, name, free in (
         ("input", graph.inputs, "state_sequence", (BATCH, SEQUENCE)),
         ("output", graph.outputs, "output", (BATCH,)),

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 __all__ = ["make_reference", "reference_of"]
 
+_SCORES = 3
+"""Copies of one window's attention scores that the runtime holds at once."""
+
 _COPIES = 6
 """Copies of the weights that are in memory at a build's worst moment: two traces, float64, bytes of files."""
 
@@ -43,8 +46,7 @@ def reference_of(bundle: Bundle) -> nn.Module:
     """The reference model that a bundle was made from, with the weights that it carries.
 
     Raises:
-        CheckError: the manifest's architecture or options are none that there are.
-        RequestError: the weights are not of that model.
+        CheckError: the manifest's architecture or options are none that there are, or the weights not of that model.
     """
     manifest = bundle.manifest
     try:
@@ -54,17 +56,23 @@ def reference_of(bundle: Bundle) -> nn.Module:
         raise CheckError(
             f"bundle {bundle.path}: its manifest names no model: {error}; build the bundle again"
         ) from error
-    checkpoint = read_checkpoint(bundle.file(manifest.reference))
-    return make_reference(architecture, config, manifest.numerics, manifest.seed, checkpoint)
+    try:
+        checkpoint = read_checkpoint(bundle.file(manifest.reference))
+        return make_reference(architecture, config, manifest.numerics, manifest.seed, checkpoint)
+    except RequestError as error:
+        raise CheckError(f"bundle {bundle.path}: its reference can't be made: {error}") from error
 
 
 def _check_size(config: Config) -> None:
-    needed = 4 * config.param_count * _COPIES
+    heads, meta = getattr(config, "num_heads", 1), getattr(config, "num_meta_tokens", 0)
+    scores = heads * config.window_size * (config.window_size + meta)
+    needed = 4 * (config.param_count * _COPIES + scores * _SCORES)
     if not hasattr(os, "sysconf"):
         return
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed > memory:
         raise RequestError(
-            f"a model with these options has {config.param_count:,} parameters: building it takes about "
-            f"{needed / 2**30:,.0f} GiB of memory and this machine has {memory / 2**30:,.0f}; choose smaller options"
+            f"a model with these options has {config.param_count:,} parameters and {scores:,} attention scores: "
+            f"building it takes about {needed / 2**30:,.0f} GiB of memory and this machine has "
+            f"{memory / 2**30:,.0f}; choose smaller options"
         )

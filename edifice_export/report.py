@@ -74,7 +74,7 @@ class Report:
     @property
     def passed(self) -> bool:
         """Whether every case is within its limit."""
-        return all(case.passed for case in self.cases)
+        return bool(self.cases) and all(case.passed for case in self.cases)
 
     @property
     def worst(self) -> Case:

@@ -27,6 +27,7 @@ class RunReport:
         stride: frames from one window to the next.
         unused_frames: frames at the end of each entry that fill no further window.
         providers: nodes run by each provider, by short name.
+        passed_over: providers that were preferred and are not usable, and why.
     """
 
     output: str
@@ -36,6 +37,7 @@ class RunReport:
     stride: int
     unused_frames: int
     providers: dict[str, int]
+    passed_over: dict[str, str]
 
 
 def run_recording(
@@ -60,6 +62,10 @@ def run_recording(
     """
     if source.absolute() == target.absolute():
         raise RequestError(f"--output {target}: is the input; name another file")
+    if target.absolute().resolve().is_relative_to(model.bundle.path.resolve()):
+        raise RequestError(
+            f"--output {target}: is inside the bundle, which holds its own files only; name another place"
+        )
     with open_recording(source, int(model.input.shape[-1]), model.input.name) as recording:
         batch, length, width = recording.frames.shape
         starts = window_starts(length, model.window_size, stride)
@@ -85,4 +91,5 @@ def run_recording(
         stride=stride,
         unused_frames=length - (starts[-1] + window),
         providers=model.placement,
+        passed_over=model.passed_over,
     )

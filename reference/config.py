@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import math
+import operator
 from typing import Any, Literal, get_args
 
 __all__ = ["MAX_WINDOW", "NUMERICS", "Config", "Numerics", "OptionError", "check_numerics", "option"]
@@ -64,6 +65,9 @@ class Config(abc.ABC):
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             kind = type(field.default)
+            if kind is int and not isinstance(value, bool) and hasattr(value, "__index__"):
+                value = operator.index(value)
+                object.__setattr__(self, field.name, value)
             if kind is float and type(value) is int and abs(value) < 2**53:
                 value = float(value)
                 object.__setattr__(self, field.name, value)

@@ -76,7 +76,7 @@ def bot(folder: Path, bundle: ee.Bundle) -> Path:
         ("{build} --dropout=some", "--dropout.*'some'"),
         ("{build} --hidden-size=16384 --num-layers=512", "parameters.*GiB of memory.*choose smaller options"),
         *((f"{{build}} --opset={value}", f"opset must be 18 to 25, got {value}") for value in (17, 26, 10**30)),
-        *((f"{{build}} --seed={value}", f"seed must be 0 to .*, got {value}") for value in (-1, 2**63)),
+        *((f"{{build}} --seed={value}", f"seed must be an integer from 0 to .*, got {value}") for value in (-1, 2**63)),
         *((f"{{build}} --tolerance={value}", f"tolerance must be .*{value}") for value in ("0", "nan", "-1", "inf")),
         ("{build} --numerics=exact", "--numerics.*'exact'.*standard.*edifice"),
         ("{build} --graph=stream", "--graph.*'stream'.*window"),
@@ -103,7 +103,7 @@ def bot(folder: Path, bundle: ee.Bundle) -> Path:
         ("inspect notes", "bundle notes: .*not a bundle"),
         *((f"verify bot --tolerance={value}", f"tolerance must be.*{value}") for value in ("0", "nan", "-1", "inf")),
         *((f"inspect bot --{size}={value}", f"{size}.*{value}") for size in ("batch", "sequence") for value in (0, -1)),
-        *((f"{{{command}}} --provider=gpu", "provider 'gpu' is unknown; .*cpu") for command in ("verify", "run")),
+        *((f"{{{command}}} --provider=gpu", "provider 'gpu' is unknown: .*cpu") for command in ("verify", "run")),
         *((f"{{{command}}} --provider={UNUSABLE}", f"usable here: {UNUSABLE}: ") for command in ("verify", "run")),
         ("{run} --input=no.npy", "no.npy does not exist"),
         ("{run} --input=bot", "bot is a folder"),
@@ -117,7 +117,10 @@ def bot(folder: Path, bundle: ee.Bundle) -> Path:
         ("{run} --output=y.csv", r"y.csv has the extension '\.csv'"),
         ("{run} --output=bot", "bot"),
         ("{run} --output=x.npy", "x.npy: is the input"),
-        *((f"{{run}} --threads={value}", f"threads must be at least 1, got {value}") for value in (0, -1)),
+        *(
+            (f"{{run}} --threads={value}", f"threads must be an integer from 1 to 1024, got {value}")
+            for value in (0, -1, 99999999)
+        ),
         ("{run} --optimization=fast", "all, extended, basic, none, got 'fast'"),
         *((f"{{run}} --stride={value}", f"{value} frames apart.*1 or more") for value in (0, -1)),
     ],
@@ -238,7 +241,7 @@ def with_options(**changed: Any) -> Callable[[Tensors, dict[str, str]], None]:
         (lambda tensors, _: np.put(tensors[INPUT], 7, -np.inf), rf"{INPUT} holds -inf at \[1, 1\]"),
         (lambda tensors, said: [said.clear(), tensors.update(h3=tensors.pop(NORM))], r"missing .*unexpected \(h3\)"),
         (lambda _, said: said.update(module="Edifice.SSM.H3"), "[hH]3"),
-        (lambda _, said: said.update(module="Elsewhere"), "Elsewhere, which is not known here; known are Edifice"),
+        (lambda _, said: said.update(module="Elsewhere"), "'Elsewhere', which is not known here; known are Edifice"),
         (lambda _, said: said.update(options="{"), "options.* not JSON"),
         (lambda _, said: said.update(options="[1]"), "options.* not a JSON object but a list"),
         (lambda _, said: said.update(numerics="exact"), "numerics.*'exact'"),

@@ -30,7 +30,10 @@ COMMANDS = {
     "inspect": {"--batch", "--sequence", "--json"},
     "doctor": {"--json"},
 }
-OF_EVERY_BUILD = {"--weights", "--numerics", "--graph", "--opset", "--seed", "--tolerance", "--output", "--json"}
+OF_EVERY_BUILD = {
+    "--weights", "--numerics", "--graph", "--target", "--precision", "--opset", "--seed", "--tolerance", "--output",
+    "--json",
+}  # fmt: skip
 
 
 def listed_options(capfd: Capture, *command: str) -> set[str]:
@@ -56,7 +59,7 @@ def save(path: Path, frames: np.ndarray) -> Path:
 def test_commands(capfd: Capture) -> None:
     text = done(capfd, "--help").out
     assert set(re.findall(r"^  (\w+)  ", text.partition("Commands:")[2], re.MULTILINE)) == set(COMMANDS)
-    assert listed_options(capfd) == {"--debug"}
+    assert listed_options(capfd) == {"--debug", "--version"}
     assert done(capfd).out == text
 
 
@@ -250,6 +253,7 @@ def test_run_reports_as_json(capfd: Capture, tmp_path: Path, bundle: ee.Bundle) 
     arguments = ["--input", source, "--output", target, "--stride", 5, "--threads", 1, "--provider", "cuda"]
     report = json.loads(done(capfd, "run", bundle.path, *arguments, "--provider", "cpu", "--json").out)
     assert report.pop("providers")["cpu"] > 0
+    assert list(report.pop("passed_over")) == ["cuda"]
     assert report == {
         "output": str(target),
         "shape": [2, 3, TINY["hidden_size"]],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import shutil
@@ -96,10 +97,15 @@ def alter(bundle: ee.Bundle, folder: Path, change: Any) -> Path:
     model = onnx.load(path)
     change(model)
     onnx.save(model, path)
+    vouch(folder)
+    return folder
+
+
+def vouch(folder: Path) -> None:
+    """Makes a manifest say that the files are as they should be."""
     manifest = json.loads((folder / MANIFEST).read_text())
     manifest["files"] = {name: vars(entry) for name, entry in hash_files(folder).items()}
     (folder / MANIFEST).write_text(json.dumps(manifest))
-    return folder
 
 
 def scale_initializer(model: onnx.ModelProto, name: str, factor: float) -> None:
@@ -179,3 +185,89 @@ def test_tolerance_decides_and_is_remembered(tmp_path: Path, bundle: ee.Bundle) 
     for wrong in (0.0, -1.0, math.nan, math.inf):
         with pytest.raises(ee.RequestError, match="tolerance"):
             ee.verify(bundle, tolerance=wrong)
+
+
+@pytest.mark.parametrize(
+    ("found", "expected", "agrees"),
+    [
+        ([1.0, 2.0], [1.0, 2.0], True),
+        ([math.inf, 2.0], [math.inf, 2.0], True),
+        ([math.nan, 2.0], [math.nan, 2.0], True),
+        ([math.nan, 2.0], [math.inf, 2.0], False),
+        ([-math.inf, 2.0], [math.inf, 2.0], False),
+        ([math.nan, 2.0], [1.0, 2.0], False),
+        ([1.0, 2.0], [math.nan, 2.0], False),
+        ([1.0, 2.1], [1.0, 2.0], False),
+    ],
+)
+def test_what_is_not_finite_must_be_the_same(found: list[float], expected: list[float], agrees: bool) -> None:
+    sweep = parity._Sweep(1, 0, 1.0, [1])
+    arrays = np.array([found], np.float32), np.array([expected])
+    assert parity._compare(*arrays, 1e-5, "cpu", "reference", 1, sweep).passed is agrees
+
+
+def test_a_report_without_cases_has_not_passed(report: Report) -> None:
+    assert not dataclasses.replace(report, cases=[]).passed
+
+
+def test_a_provider_named_twice_is_verified_once(bundle: ee.Bundle) -> None:
+    assert ee.verify(bundle, ["cpu", "cpu"]).providers == ["cpu"]
+
+
+@pytest.mark.parametrize("name", ["input_0.pb", "output_0.pb"])
+@pytest.mark.parametrize("wrong", ["elsewhere", "rank", "width", "dtype", "nan", "garbage"])
+def test_damaged_test_data_is_a_damaged_bundle(bundle: ee.Bundle, tmp_path: Path, name: str, wrong: str) -> None:
+    folder = tmp_path / "b"
+    shutil.copytree(bundle.path, folder)
+    path = folder / "window/test_data_set_0" / name
+    tensor = onnx.TensorProto.FromString(path.read_bytes())
+    array = numpy_helper.to_array(tensor)
+    changed = {
+        "rank": array[0],
+        "width": array[..., :-1],
+        "dtype": array.astype(np.float64),
+        "nan": np.full_like(array, np.nan),
+    }
+    if wrong in changed:
+        tensor = numpy_helper.from_array(changed[wrong], tensor.name)
+    if wrong == "elsewhere":
+        tensor.data_location = onnx.TensorProto.EXTERNAL
+        tensor.external_data.add(key="location", value="secret.bin")
+    path.write_bytes(b"\xff\xff" if wrong == "garbage" else tensor.SerializeToString())
+    vouch(folder)
+    with pytest.raises(ee.CheckError, match=f"test data .*{name}"):
+        ee.verify(folder)
+
+
+def test_a_manifest_that_promises_another_shape_is_refused(bundle: ee.Bundle, tmp_path: Path) -> None:
+    folder = tmp_path / "b"
+    shutil.copytree(bundle.path, folder)
+    manifest = json.loads((folder / MANIFEST).read_text())
+    manifest["graphs"]["window"]["outputs"][0]["shape"] = ["batch", 10**15]
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(ee.CheckError, match="the manifest says output"):
+        ee.load(folder)
+
+
+@pytest.mark.parametrize(
+    "locations", [["../secret.bin"], ["/etc/passwd"], ["model.onnx"], ["model.onnx.data", "x"], []]
+)
+@pytest.mark.parametrize("sparse", [False, True])
+def test_a_model_may_not_read_other_files(
+    bundle: ee.Bundle, tmp_path: Path, locations: list[str], sparse: bool
+) -> None:
+    def change(model: onnx.ModelProto) -> None:
+        tensor = model.graph.sparse_initializer.add().values if sparse else model.graph.initializer[0]
+        tensor.data_location = onnx.TensorProto.EXTERNAL
+        for location in locations:
+            tensor.external_data.add(key="location", value=location)
+
+    folder = tmp_path / "b"
+    shutil.copytree(bundle.path, folder)
+    path = folder / "window/model.onnx"
+    model = onnx.load(path)
+    change(model)
+    path.write_bytes(model.SerializeToString())
+    vouch(folder)
+    with pytest.raises(ee.CheckError, match="not a file of the bundle"):
+        ee.load(folder)

@@ -72,7 +72,18 @@ def test_threads_and_optimization_arrive(bundle: ee.Bundle) -> None:
     np.testing.assert_allclose(plain(frames(2, 7)), best(frames(2, 7)), atol=1e-5)
 
 
-@pytest.mark.parametrize("settings", [{"threads": 0}, {"threads": -1}, {"optimization": "fast"}, {"providers": []}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"threads": 0},
+        {"threads": -1},
+        {"threads": 1025},
+        {"threads": 1.5},
+        {"threads": True},
+        {"optimization": "fast"},
+        {"providers": []},
+    ],
+)
 def test_wrong_settings_are_refused(bundle: ee.Bundle, settings: dict[str, Any]) -> None:
     with pytest.raises(ee.RequestError, match=next(iter(settings))):
         ee.load(bundle, **settings)
@@ -107,7 +118,7 @@ def test_a_list_is_an_order_of_preference(bundle: ee.Bundle) -> None:
 
 
 def test_an_unknown_provider_is_an_error_even_beside_a_good_one(bundle: ee.Bundle) -> None:
-    with pytest.raises(ee.RequestError, match="'gpu' is unknown; there are cpu, cuda"):
+    with pytest.raises(ee.RequestError, match=r"'gpu' is unknown: .*There are cpu, cuda"):
         ee.load(bundle, providers=["cpu", "gpu"])
 
 
@@ -186,3 +197,42 @@ def test_many_threads_share_a_model(bundle: ee.Bundle) -> None:
         for output, wanted in zip(outputs, expected * 5, strict=True):
             np.testing.assert_array_equal(output, wanted)
     assert len(found) == 4
+
+
+@pytest.mark.parametrize("given", ["CPU", "CPUExecutionProvider", "cdua"])
+def test_an_unknown_provider_is_told_the_nearest(bundle: ee.Bundle, given: str) -> None:
+    near = "cuda" if given == "cdua" else "cpu"
+    with pytest.raises(ee.RequestError, match=f"did you mean {near}"):
+        ee.load(bundle, providers=given)
+
+
+def test_what_was_passed_over_is_said(bundle: ee.Bundle) -> None:
+    assert ee.load(bundle).passed_over == {}
+    assert ee.load(bundle, providers=["dml", "cpu"]).passed_over == {"dml": why_not_usable("dml")}
+
+
+def test_onnxruntimes_own_errors_become_ours(bundle: ee.Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its classes have no base in common with Python's RuntimeError."""
+    failure = providers._state.EPFail
+    assert not issubclass(failure, RuntimeError)
+    model = ee.load(bundle)
+
+    class Fails:
+        def run(self, *_: Any) -> None:
+            raise failure("out of device memory")
+
+    model.session = Fails()  # type: ignore[assignment]
+    with pytest.raises(ee.CheckError, match="out of device memory"):
+        model(frames(7))
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise failure("driver is too old")
+
+    monkeypatch.setattr(providers, "_BUILT_IN", frozenset({"CPUExecutionProvider", "TensorrtExecutionProvider"}))
+    monkeypatch.setattr(providers.ort, "InferenceSession", refuse)
+    why_not_usable.cache_clear()
+    try:
+        assert "needs an NVIDIA GPU" in str(why_not_usable("tensorrt"))
+        assert "driver is too old" in str(why_not_usable("cpu"))
+    finally:
+        why_not_usable.cache_clear()

@@ -84,10 +84,13 @@ def load_into(model: nn.Module, architecture: Architecture, checkpoint: Checkpoi
     """
     import torch
 
-    names = edifice.to_edifice_names(model, architecture) if checkpoint.is_edifice else None
+    try:
+        names = edifice.to_edifice_names(model, architecture) if checkpoint.is_edifice else None
+    except RequestError as error:
+        raise RequestError(f"--weights {checkpoint.path}: {error}") from error
     parameters = dict(model.named_parameters())
     named = {(names[name] if names else name): name for name in parameters}
-    _check_names(checkpoint, set(named))
+    _check_names(checkpoint, architecture, set(named))
     with torch.no_grad():
         for file_name, name in named.items():
             parameter = parameters[name]
@@ -104,13 +107,16 @@ def _architecture(path: Path, module: str | None) -> Architecture | None:
         if module in (architecture.name, architecture.edifice_module):
             return architecture
     known = ", ".join(architecture.edifice_module for architecture in ARCHITECTURES.values())
-    raise RequestError(f"--weights {path}: made with {module}, which is not known here; known are {known}")
+    raise RequestError(f"--weights {path}: made with {module!r}, which is not known here; known are {known}")
 
 
-def _check_names(checkpoint: Checkpoint, expected: set[str]) -> None:
+def _check_names(checkpoint: Checkpoint, architecture: Architecture, expected: set[str]) -> None:
     missing = sorted(expected - set(checkpoint.tensors))
     unexpected = sorted(
-        name for name, tensor in checkpoint.tensors.items() if name not in expected and tensor.numel() > 0
+        name
+        for name, tensor in checkpoint.tensors.items()
+        # Edifice writes parameters of size zero, such as the keys of no meta tokens.
+        if name not in expected and (tensor.numel() > 0 or not edifice.is_known(name, architecture))
     )
     problems = [
         f"{len(names)} {kind} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"

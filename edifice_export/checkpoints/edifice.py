@@ -15,7 +15,7 @@ from ..errors import RequestError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = ["has_edifice_names", "parse_options", "reverse_axes", "to_edifice_names"]
+__all__ = ["has_edifice_names", "is_known", "parse_options", "reverse_axes", "to_edifice_names"]
 
 _NORM_LEAVES = {"weight": "gamma", "bias": "beta"}
 _DENSE_LEAVES = {"weight": "kernel", "bias": "bias"}
@@ -24,6 +24,12 @@ _DENSE_LEAVES = {"weight": "kernel", "bias": "bias"}
 def has_edifice_names(names: Iterable[str]) -> bool:
     """Whether parameters are named as Edifice does, `layer/param`."""
     return any("/" in name for name in names)
+
+
+def is_known(name: str, architecture: Architecture) -> bool:
+    """Whether an architecture has an Edifice parameter of that name for some options."""
+    patterns = (re.escape(known).replace(r"\{\}", r"\d+") for known in architecture.edifice_names.values())
+    return any(re.fullmatch(pattern, name) for pattern in patterns)
 
 
 def to_edifice_names(model: nn.Module, architecture: Architecture) -> dict[str, str]:

@@ -35,7 +35,9 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             metadata = dict(file.metadata() or {})
             tensors = {name: file.get_tensor(name) for name in file.keys() if name not in _RECORDED}  # noqa: SIM118
     except (SafetensorError, ValueError) as error:
-        raise RequestError(f"--weights {path}: not a readable safetensors file: {error}") from error
+        raise RequestError(
+            f"--weights {path}: damaged, truncated or not safetensors ({error}); copy it again"
+        ) from error
     return _with_slashes(tensors), metadata
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from ..bundle import Bundle, open_bundle
-from ..errors import RequestError
+from ..errors import CheckError, RequestError
 from ..specification import TensorSpec
-from .providers import open_session, placement
+from .providers import ORT_ERRORS, open_session, placement, why_not_usable
 
 __all__ = ["Model", "load"]
 
@@ -23,6 +23,7 @@ class Model:
         input: what it takes, state_sequence float32 [batch, sequence, embed_dim].
         output: what it gives, output float32 [batch, hidden_size].
         placement: nodes run by each provider, by short name.
+        passed_over: providers that were preferred and are not usable, and why.
     """
 
     def __init__(self, bundle: Bundle, providers: Sequence[str], threads: int | None, optimization: str) -> None:
@@ -31,6 +32,8 @@ class Model:
         (self.input,), (self.output,) = graph.inputs, graph.outputs
         self.session = open_session(bundle.file(graph.model), providers, threads, optimization)
         self.placement = placement(self.session)
+        self.passed_over = {short: reason for short in providers if (reason := why_not_usable(short)) is not None}
+        self._check_signature()
 
     @property
     def providers(self) -> list[str]:
@@ -53,13 +56,29 @@ class Model:
 
         Raises:
             RequestError: another rank, width or dtype, no frame at all, or a NaN or infinity.
+            CheckError: ONNX Runtime could not run it.
         """
         check_array(state_sequence, self.input)
         batched = state_sequence.ndim == 3
         feed = np.ascontiguousarray(state_sequence if batched else state_sequence[None])
-        (output,) = self.session.run([self.output.name], {self.input.name: feed})
+        try:
+            (output,) = self.session.run([self.output.name], {self.input.name: feed})
+        except ORT_ERRORS as error:
+            raise CheckError(
+                f"ONNX Runtime failed on {self.input.name} {list(feed.shape)} with {', '.join(self.providers)}: {error}"
+            ) from error
         result: np.ndarray = output if batched else output[0]
         return result
+
+    def _check_signature(self) -> None:
+        """Refuses a graph that is not the one of the manifest."""
+        for spec, found in ((self.input, self.session.get_inputs()), (self.output, self.session.get_outputs())):
+            described = [TensorSpec(each.name, each.type, tuple(each.shape)) for each in found]
+            if described != [TensorSpec(spec.name, "tensor(float)", spec.shape)]:
+                raise CheckError(
+                    f"bundle {self.bundle.path}: the manifest says {spec} and the graph has "
+                    f"{', '.join(map(str, described))}; build the bundle again"
+                )
 
 
 def load(

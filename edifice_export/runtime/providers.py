@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
+import difflib
 import functools
 import importlib.util
 import json
@@ -13,10 +14,20 @@ from typing import Any
 
 import numpy as np
 import onnxruntime as ort
+from onnxruntime.capi import onnxruntime_pybind11_state as _state
 
-from ..errors import RequestError
+from ..errors import CheckError, ExportError, RequestError
 
-__all__ = ["OPTIMIZATION_LEVELS", "all_providers", "open_session", "placement", "short_name", "why_not_usable"]
+__all__ = [
+    "MAX_THREADS",
+    "OPTIMIZATION_LEVELS",
+    "ORT_ERRORS",
+    "all_providers",
+    "open_session",
+    "placement",
+    "short_name",
+    "why_not_usable",
+]
 
 OPTIMIZATION_LEVELS = {
     "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
@@ -28,6 +39,18 @@ OPTIMIZATION_LEVELS = {
 
 _BUILT_IN = frozenset(ort.get_available_providers())
 """Providers of this build of ONNX Runtime; the list itself grows when a plug-in is registered."""
+
+ORT_ERRORS: tuple[type[Exception], ...] = (
+    RuntimeError,
+    ValueError,
+    *(kind for kind in vars(_state).values() if isinstance(kind, type) and issubclass(kind, Exception)),
+)
+"""What ONNX Runtime raises: classes of its own without a common base, and Python's from its Python layer."""
+
+_PROBE_ERRORS: tuple[type[Exception], ...] = (ExportError, *ORT_ERRORS)
+
+MAX_THREADS = 1024
+"""More only cost memory: ONNX Runtime starts them all."""
 
 _FATAL = 4
 
@@ -112,7 +135,7 @@ def why_not_usable(short: str) -> str | None:
     try:
         session = _create_session(_probe_model(), [short], ort.SessionOptions())
         (sums,) = session.run(None, {"x": np.array([[[1, 2], [4, 3]]], np.float32)})
-    except _ORT_ERRORS as error:
+    except _PROBE_ERRORS as error:
         return _missing_library(provider) or _missing_device(provider) or _first_line(error)
     if not placement(session).get(short):
         return "it takes no node of a graph of standard operators"
@@ -135,11 +158,12 @@ def open_session(
     Raises:
         RequestError: an unknown name, no provider of the list is usable (with the reason for each), a provider that
             takes no node of this graph, or settings out of range.
+        CheckError: ONNX Runtime can't open the model.
     """
     if not providers:
         raise RequestError("providers: the list is empty; name at least one, such as cpu")
-    if threads is not None and threads < 1:
-        raise RequestError(f"threads must be at least 1, got {threads}")
+    if threads is not None and (type(threads) is not int or not 1 <= threads <= MAX_THREADS):
+        raise RequestError(f"threads must be an integer from 1 to {MAX_THREADS}, got {threads!r}")
     if optimization not in OPTIMIZATION_LEVELS:
         raise RequestError(f"optimization must be one of {', '.join(OPTIMIZATION_LEVELS)}, got {optimization!r}")
     reasons = {short: why_not_usable(short) for short in providers}
@@ -174,7 +198,9 @@ def _get(short: str) -> _Provider:
     for name in ort.get_all_providers():
         if short_name(name) == short:
             return _Provider(name, f"an ONNX Runtime built with {name}")
-    raise RequestError(f"provider {short!r} is unknown; there are {', '.join(all_providers())}")
+    near = difflib.get_close_matches(short_name(short).lower(), all_providers(), n=1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    raise RequestError(f"provider {short!r} is unknown: {hint}There are {', '.join(all_providers())}")
 
 
 def _create_session(model: Path | bytes, shorts: Sequence[str], options: ort.SessionOptions) -> ort.InferenceSession:
@@ -197,8 +223,9 @@ def _create_session(model: Path | bytes, shorts: Sequence[str], options: ort.Ses
         else:
             providers = [(provider.name, dict(provider.options)) for provider in wanted]
             session = ort.InferenceSession(source, options, providers=providers, enable_fallback=False)
-    except _ORT_ERRORS as error:
-        raise RequestError(f"ONNX Runtime can't open the model: {_first_line(error)}") from error
+    except ORT_ERRORS as error:
+        shown = "a probe" if isinstance(model, bytes) else model
+        raise CheckError(f"ONNX Runtime can't open {shown}: {_first_line(error)}; build it again") from error
     finally:
         ort.set_default_logger_severity(_DEFAULT_SEVERITY)
     absent = [provider.name for provider in wanted if provider.name not in session.get_providers()]
@@ -209,8 +236,6 @@ def _create_session(model: Path | bytes, shorts: Sequence[str], options: ort.Ses
 
 _CPU = "CPUExecutionProvider"
 _DEFAULT_SEVERITY = 2
-_ORT_ERRORS = (RuntimeError, ValueError)
-"""ONNX Runtime's errors are RuntimeErrors, those of its Python layer ValueErrors."""
 
 
 def _add_plugins(providers: Sequence[_Provider], options: ort.SessionOptions) -> None:
