@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +27,9 @@ from conftest import TINY
 from edifice_export import export, trace
 from edifice_export.bundle import hash_files
 from edifice_export.cli import main
+
+COMMAND = str(Path(sys.executable).parent / "edifice-export")
+"""The installed command, whether or not its environment is active."""
 
 Capture = pytest.CaptureFixture[str]
 GRAPHS: dict[Any, Any] = {}

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from cli_helpers import Capture, cli, done, error_of, snapshot, tiny_build, unchanged
+from cli_helpers import COMMAND, Capture, cli, done, error_of, snapshot, tiny_build, unchanged
 from conftest import GOLDEN, TINY
 
 import edifice_export as ee
@@ -268,7 +268,7 @@ def test_run_reports_as_json(capfd: Capture, tmp_path: Path, bundle: ee.Bundle) 
 def test_debug_anywhere(place: int) -> None:
     command = ["verify", "no_such", "--json"]
     command.insert(place, "--debug")
-    result = subprocess.run(["edifice-export", *command], capture_output=True, text=True, check=False, timeout=60)
+    result = subprocess.run([COMMAND, *command], capture_output=True, text=True, check=False, timeout=60)
     assert re.fullmatch(
         r"Traceback .*RequestError: bundle no_such: [^\n]*\nerror: bundle no_such: [^\n]*\n", result.stderr, re.DOTALL
     )
@@ -289,14 +289,14 @@ def test_exit_status(tmp_path: Path, bundle: ee.Bundle, arguments: str, status: 
     changed = tmp_path / "changed"
     shutil.copytree(bundle.path, changed)
     (changed / "weights.safetensors").write_bytes(b"")
-    command = ["edifice-export", *arguments.format(changed=changed).split()]
+    command = [COMMAND, *arguments.format(changed=changed).split()]
     result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert result.returncode == status
     assert re.fullmatch(err, result.stderr, re.DOTALL)
 
 
 def test_a_reader_that_goes_away_is_no_error() -> None:
-    with subprocess.Popen(["edifice-export", "list"], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    with subprocess.Popen([COMMAND, "list"], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout
         assert process.stderr
         process.stdout.close()
@@ -305,7 +305,7 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
 
 def test_in_a_real_process(tmp_path: Path, bundle: ee.Bundle) -> None:
     source, target = save(tmp_path / "x.npy", random_frames(7, 6)), tmp_path / "y.npy"
-    command = ["edifice-export", "run", str(bundle.path), "--input", str(source), "--output", str(target)]
+    command = [COMMAND, "run", str(bundle.path), "--input", str(source), "--output", str(target)]
     result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
     assert re.fullmatch(r"ran 1 window of 7 frames on cpu \(\d+ nodes\): \S+ float32 \[8\]\n", result.stdout)
     assert result.stderr == ""
@@ -314,7 +314,7 @@ def test_in_a_real_process(tmp_path: Path, bundle: ee.Bundle) -> None:
 
 def test_full_standard_output() -> None:
     with open("/dev/full", "w") as full:
-        result = subprocess.run(["edifice-export", "list"], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+        result = subprocess.run([COMMAND, "list"], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert re.fullmatch(r"error: [^\n]*No space left on device[^\n]*\n", result.stderr)
     assert "bug" not in result.stderr
     assert result.returncode == 2
@@ -328,7 +328,7 @@ def test_signal(tmp_path: Path, bundle: ee.Bundle, number: signal.Signals, momen
     if old:
         shutil.copytree(bundle.path, tmp_path / "bot")
     with unchanged(tmp_path):
-        command = ["edifice-export", *tiny_build(bundle.manifest.architecture)]
+        command = [COMMAND, *tiny_build(bundle.manifest.architecture)]
         with subprocess.Popen(
             command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         ) as process:
