@@ -18,6 +18,7 @@ from edifice_reference.registry import ARCHITECTURES, Architecture, get_architec
 from .console import print_json, progress_bar
 from .defaults import DEFAULT_OPSET, OPSETS, TOLERANCE
 from .errors import RequestError
+from .torch_import import require_torch
 
 __all__ = ["BuildGroup"]
 
@@ -76,13 +77,8 @@ class BuildGroup(TyperGroup):
 
 
 def _command(architecture: Architecture) -> Any:
-    try:
-        config_class = architecture.config_class
-    except (ImportError, OSError) as error:
-        raise RequestError(
-            f"build {architecture.name}: needs torch, which can't be imported here ({error}); install it with "
-            "`pip install torch`"
-        ) from error
+    require_torch()
+    config_class = architecture.config_class
     options = dataclasses.fields(config_class)
 
     def command(**values: Any) -> None:

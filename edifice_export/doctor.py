@@ -7,6 +7,7 @@ import platform
 from importlib.metadata import PackageNotFoundError, version
 
 from .runtime.providers import all_providers, why_not_usable
+from .torch_import import why_no_torch
 
 __all__ = ["Diagnosis", "ProviderState", "diagnose"]
 
@@ -42,7 +43,7 @@ def diagnose() -> Diagnosis:
         states.append(ProviderState(name, reason is None, reason))
     packages = {package: _version(package) for package in _PACKAGES}
     packages |= {package: found for package in _PROVIDER_PACKAGES if (found := _version(package)) is not None}
-    return Diagnosis(platform.python_version(), platform.platform(), packages, _can_build(), states)
+    return Diagnosis(platform.python_version(), platform.platform(), packages, why_no_torch() is None, states)
 
 
 def _version(package: str) -> str | None:
@@ -50,11 +51,3 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
-
-
-def _can_build() -> bool:
-    try:
-        import torch  # noqa: F401
-    except (ImportError, OSError):
-        return False
-    return True

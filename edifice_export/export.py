@@ -21,6 +21,7 @@ from .errors import CheckError, RequestError
 from .manifest import MANIFEST, GraphEntry, Manifest
 from .parity import Progress, verify
 from .specification import BATCH, SEQUENCE, TensorSpec
+from .torch_import import require_torch
 
 if TYPE_CHECKING:
     import onnx
@@ -94,7 +95,7 @@ def _build(
     progress: Progress | None,
     options: Mapping[str, Any],
 ) -> Bundle:
-    _require_torch()
+    require_torch()
     from .checkpoints import read_checkpoint
     from .link import check, link
     from .reference_model import make_reference
@@ -140,15 +141,6 @@ def _build(
         _write_manifest(folder, dataclasses.replace(manifest, files=hash_files(folder)))
         _verify(folder, architecture.name, progress)
     return open_bundle(output)
-
-
-def _require_torch() -> None:
-    try:
-        import torch  # noqa: F401
-    except (ImportError, OSError) as error:
-        raise RequestError(
-            f"build needs torch, which can't be imported here ({error}); install it with `pip install torch`"
-        ) from error
 
 
 def _configure(architecture: Architecture, checkpoint: Checkpoint | None, options: Mapping[str, Any]) -> Config:

@@ -16,6 +16,7 @@ from .errors import RequestError
 from .report import Case, Report
 from .runtime.model import Model, load
 from .runtime.providers import all_providers, why_not_usable
+from .torch_import import why_no_torch
 
 __all__ = ["Progress", "prefix_lengths", "verify"]
 
@@ -180,9 +181,7 @@ def _compare(
 
 def _load_reference(bundle: Bundle) -> Any:
     """The float64 reference model of a bundle's weights, or None where torch can't be imported."""
-    try:
-        import torch  # noqa: F401
-    except (ImportError, OSError):
+    if why_no_torch() is not None:
         return None
     from .reference_model import reference_of
 
