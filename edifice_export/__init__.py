@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .bundle import Bundle
+    from .checkpoints import from_edifice, to_edifice
+    from .conversion import Conversion, convert
     from .doctor import diagnose
     from .errors import CheckError, ExportError, RequestError
     from .export import build
@@ -25,26 +27,34 @@ if TYPE_CHECKING:
 __all__ = [
     "Bundle",
     "CheckError",
+    "Conversion",
     "ExportError",
     "Model",
     "RequestError",
     "build",
+    "convert",
     "diagnose",
+    "from_edifice",
     "inspect_model",
     "load",
+    "to_edifice",
     "verify",
 ]
 
 _HOMES = {
     "Bundle": "bundle",
     "CheckError": "errors",
+    "Conversion": "conversion",
     "ExportError": "errors",
     "Model": "runtime.model",
     "RequestError": "errors",
     "build": "export",
+    "convert": "conversion",
     "diagnose": "doctor",
+    "from_edifice": "checkpoints",
     "inspect_model": "inspection",
     "load": "runtime.model",
+    "to_edifice": "checkpoints",
     "verify": "parity",
 }
 

@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     import onnx
     from torch import nn
 
-    from .checkpoints import Checkpoint
-
 __all__ = ["build"]
 
 WEIGHTS = "weights.safetensors"
@@ -52,13 +50,13 @@ def build(
     Args:
         architecture: its name, such as `hymba`.
         output: the folder to write; exported/<architecture> if None. A bundle there is replaced.
-        weights: a .safetensors file with this project's or Edifice's names; fresh weights if None.
+        weights: a weights file of any format that checkpoints.read_checkpoint reads; fresh weights if None.
         numerics: `standard` or `edifice`; if None, that of the weights' origin, standard for fresh ones.
         opset: version of the ONNX operator set.
         seed: for fresh weights and for the test data.
         tolerance: largest error allowed, see defaults.TOLERANCE.
         progress: called as verification goes on.
-        **options: the architecture's options; those that a weights file names need not be given.
+        **options: the architecture's options; those that a weights file tells need not be given.
 
     Returns:
         The bundle as written.
@@ -96,7 +94,8 @@ def _build(
     options: Mapping[str, Any],
 ) -> Bundle:
     require_torch()
-    from .checkpoints import read_checkpoint
+    from .checkpoints import configure, read_checkpoint
+    from .freeze import freeze
     from .link import check, link
     from .reference_model import make_reference
     from .trace import trace
@@ -108,7 +107,7 @@ def _build(
     if not isinstance(tolerance, (int, float)) or not 0 < tolerance < float("inf"):
         raise RequestError(f"tolerance must be a positive number, got {tolerance!r}")
     checkpoint = read_checkpoint(weights) if weights is not None else None
-    config = _configure(architecture, checkpoint, options)
+    config = configure(architecture, checkpoint, options)
     numerics = numerics or (checkpoint.numerics if checkpoint is not None else "standard")
     if numerics not in NUMERICS:
         raise RequestError(f"numerics must be {' or '.join(NUMERICS)}, got {numerics!r}")
@@ -117,7 +116,9 @@ def _build(
         model = make_reference(architecture, config, numerics, seed, checkpoint)
         inputs = (TensorSpec("state_sequence", "float32", (BATCH, SEQUENCE, config.embed_dim)),)
         outputs = (TensorSpec("output", "float32", (BATCH, config.output_size)),)
-        graph = GraphEntry("window/model.onnx", inputs, outputs, _write_test_data(folder, model, config, seed))
+        test_data = _write_test_data(folder, model, config, seed)
+        longest = config.window_size if config.window_binds else None
+        graph = GraphEntry("window/model.onnx", inputs, outputs, test_data, longest)
         manifest = Manifest(
             architecture=architecture.name,
             options=config.options(),
@@ -126,6 +127,7 @@ def _build(
             target="portable",
             opset=opset,
             seed=seed,
+            param_count=sum(parameter.numel() for parameter in model.parameters()),
             weights=origin,
             versions={"python": platform.python_version(), **{package: version(package) for package in _PACKAGES}},
             graphs={"window": graph},
@@ -133,7 +135,7 @@ def _build(
             files={},
             parity={"tolerance": float(tolerance)},
         )
-        linked = link(trace(model, inputs, outputs, opset))
+        linked = link(trace(freeze(model), inputs, outputs, opset))
         _describe(linked, manifest)
         save_model(linked, folder / graph.model)
         check(folder / graph.model)
@@ -141,36 +143,6 @@ def _build(
         _write_manifest(folder, dataclasses.replace(manifest, files=hash_files(folder)))
         _verify(folder, architecture.name, progress)
     return open_bundle(output)
-
-
-def _configure(architecture: Architecture, checkpoint: Checkpoint | None, options: Mapping[str, Any]) -> Config:
-    """The options asked for, on top of those that the weights were made with."""
-    known = {field.name for field in dataclasses.fields(architecture.config_class)}
-    stated = checkpoint.options if checkpoint is not None else None
-    if checkpoint is not None and checkpoint.architecture not in (None, architecture):
-        raise RequestError(
-            f"--weights {checkpoint.path}: made with {checkpoint.architecture.name}, "
-            f"and {architecture.name} was asked for; build that, or give other weights"
-        )
-    for source, names in (("", options), (f"--weights {checkpoint.path}: " if checkpoint else "", stated or {})):
-        unknown = sorted(set(names) - known)
-        if unknown:
-            raise RequestError(
-                f"{source}unknown option {unknown[0]!r} of {architecture.name}; there are {', '.join(sorted(known))}"
-            )
-    if checkpoint is None or stated is None:
-        return architecture.config_class(**options)
-    try:
-        config = architecture.config_class(**stated)
-    except OptionError as error:
-        raise RequestError(f"--weights {checkpoint.path}: made with options that can't be: {error}") from error
-    for name, value in options.items():
-        if value != getattr(config, name):
-            raise RequestError(
-                f"{name} {value} contradicts --weights {checkpoint.path}, made with {name} {getattr(config, name)}; "
-                "leave the option out"
-            )
-    return config
 
 
 def _origin(weights: Path | None) -> dict[str, Any]:
@@ -207,15 +179,10 @@ def _describe(model: onnx.ModelProto, manifest: Manifest) -> None:
 
 
 def _write_weights(path: Path, model: nn.Module, manifest: Manifest) -> None:
-    from .checkpoints import write_safetensors
+    from .checkpoints import encode_safetensors, own_metadata
 
-    essentials = manifest.essentials()
-    metadata = {
-        "module": manifest.architecture,
-        "options": essentials["edifice.options"],
-        "numerics": manifest.numerics,
-    }
-    write_safetensors(path, dict(model.named_parameters()), metadata)
+    metadata = own_metadata(manifest.architecture, manifest.options, manifest.numerics)
+    path.write_bytes(encode_safetensors(dict(model.named_parameters()), metadata))
 
 
 def _write_manifest(folder: Path, manifest: Manifest) -> None:
@@ -234,8 +201,10 @@ def _verify(folder: Path, name: str, progress: Progress | None) -> None:
         "providers": report.providers,
         "cases": len(report.cases),
         "prefixes": report.prefixes,
+        "amplified": report.amplified,
         "max_abs": report.max_abs,
         "max_rel": report.max_rel,
         "worst": str(report.worst),
+        "recurrence_gap": report.recurrence_gap,
     }
     _write_manifest(folder, dataclasses.replace(bundle.manifest, parity=parity))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from .bundle import open_bundle
+from .errors import RequestError
 from .inspection import Inspection, inspect_model
 from .specification import BATCH, SEQUENCE
 
@@ -30,7 +31,12 @@ def inspect_path(path: Path, batch: int | None, sequence: int | None) -> tuple[s
     if path.is_file():
         return str(path), inspect_model(path, sizes)
     bundle = open_bundle(path)
-    model = bundle.file(bundle.manifest.graphs["window"].model)
+    graph = bundle.manifest.graphs["window"]
+    if sequence is not None and graph.max_sequence is not None and sequence > graph.max_sequence:
+        raise RequestError(
+            f"--sequence {sequence}: this graph computes at most {graph.max_sequence} frames; ask for less"
+        )
+    model = bundle.file(graph.model)
     return str(model), inspect_model(model, {SEQUENCE: bundle.manifest.window_size} | sizes)
 
 
@@ -40,7 +46,7 @@ def rows_of(inspection: Inspection) -> list[tuple[str, str]]:
     rows = [
         *(("input", f"{tensor.name} {tensor.dtype} {_shape(tensor.shape)}") for tensor in inspection.inputs),
         *(("output", f"{tensor.name} {tensor.dtype} {_shape(tensor.shape)}") for tensor in inspection.outputs),
-        ("parameters", f"{inspection.parameters:,} ({_bytes(inspection.parameter_bytes)})"),
+        ("initializers", f"{inspection.parameters:,} ({_bytes(inspection.parameter_bytes)})"),
         ("on disk", _bytes(inspection.disk_bytes)),
         ("opsets", ", ".join(f"{domain} {version}" for domain, version in inspection.opsets.items())),
         ("IR version", str(inspection.ir_version)),

@@ -15,7 +15,7 @@ from torch.export.graph_signature import InputKind
 
 from .bundle import Bundle, save_model
 from .runtime.providers import open_session
-from .trace import scoped_names, trace_program
+from .trace import export_program, scoped_names, translate
 
 if TYPE_CHECKING:
     from torch import nn
@@ -80,7 +80,8 @@ def first_departure(
 def _reference_values(bundle: Bundle, reference: nn.Module, sequence: np.ndarray) -> dict[str, np.ndarray]:
     """Every floating-point value of the reference's own graph, by scoped name."""
     graph = bundle.manifest.graphs["window"]
-    program = trace_program(reference, graph.inputs, bundle.manifest.opset).exported_program
+    traced = export_program(reference, graph.inputs)
+    program = translate(traced, graph.inputs, bundle.manifest.opset).exported_program
     assert program is not None
     names = scoped_names(program.graph)
     values: dict[str, np.ndarray] = {}

@@ -31,12 +31,17 @@ class FileEntry:
 
 @dataclasses.dataclass(frozen=True)
 class GraphEntry:
-    """One graph of the bundle: where it is, what goes in, what comes out, and its test data (folders)."""
+    """One graph of the bundle: where it is, what goes in, what comes out, and its test data (folders).
+
+    Attributes:
+        max_sequence: the most frames that it can compute, or None where there is no limit.
+    """
 
     model: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     test_data: tuple[str, ...]
+    max_sequence: int | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +50,7 @@ class Manifest:
 
     Attributes:
         architecture, options, numerics, precision, target, opset, seed: what was asked for.
+        param_count: parameters of the reference model, of which a graph may hold fewer numbers or more.
         weights: where the weights came from: `{"source": "fresh"}`, or the file's name and sha256.
         versions: of the packages that made the bundle.
         graphs: by name (`window`).
@@ -60,6 +66,7 @@ class Manifest:
     target: str
     opset: int
     seed: int
+    param_count: int
     weights: dict[str, Any]
     versions: dict[str, str]
     graphs: dict[str, GraphEntry]
@@ -87,7 +94,9 @@ class Manifest:
             "edifice.numerics": self.numerics,
             "edifice.precision": self.precision,
             "edifice.target": self.target,
+            "edifice.param_count": str(self.param_count),
             "edifice.window_size": str(self.window_size),
+            "edifice.max_sequence": str(self.graphs["window"].max_sequence or ""),
         }
 
 
@@ -182,6 +191,7 @@ def _parse(reader: _Reader) -> Manifest:
         target=reader.take("target", str),
         opset=reader.take("opset", int),
         seed=reader.take("seed", int),
+        param_count=reader.take("param_count", int),
         weights=reader.take("weights", dict),
         versions=reader.text_map("versions"),
         graphs=graphs,
@@ -233,7 +243,17 @@ def _parse_graph(reader: _Reader) -> GraphEntry:
         inputs=tuple(_parse_tensor(reader, entry) for entry in reader.take("inputs", list)),
         outputs=tuple(_parse_tensor(reader, entry) for entry in reader.take("outputs", list)),
         test_data=tuple(reader.inside(path) for path in reader.take("test_data", list)),
+        max_sequence=_parse_limit(reader),
     )
+
+
+def _parse_limit(reader: _Reader) -> int | None:
+    if "max_sequence" in reader.content and reader.content["max_sequence"] is None:
+        return None
+    limit: int = reader.take("max_sequence", int)
+    if not 1 <= limit <= MAX_WINDOW:
+        raise reader.error(f"max_sequence {limit} of {reader.place} is not 1 to {MAX_WINDOW}")
+    return limit
 
 
 def _parse_tensor(reader: _Reader, content: Mapping[str, Any]) -> TensorSpec:

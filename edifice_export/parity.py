@@ -28,6 +28,11 @@ EVERY_PREFIX = 256
 _MAX_SCORES = 2**28
 """Attention holds batch * heads * length^2 scores: beyond the window, and in batches, cases with more are left out."""
 
+_MAX_AMPLIFIED = 0.25
+"""Share of the cases that may be beyond the limit for rounding; weights with more of them need more than float32."""
+
+_ROUNDINGS = 16
+
 Progress = Callable[[int, int], None]
 """Called with the number of cases done and of all."""
 
@@ -67,17 +72,21 @@ def verify(
 
     reference = _load_reference(opened)
     heads = getattr(reference.config, "num_heads", 1) if reference else 1
-    sweeps = list(_sweeps(manifest.window_size, heads, every_prefix)) if reference else []
+    limited = manifest.graphs["window"].max_sequence is not None
+    sweeps = list(_sweeps(manifest.window_size, heads, every_prefix, limited)) if reference else []
     total = len(models) * (len(manifest.graphs["window"].test_data) + sum(len(sweep.lengths) for sweep in sweeps))
     cases: list[Case] = []
-    worst: tuple[Case, np.ndarray] | None = None
+    failed: list[tuple[Case, np.ndarray]] = []
     for case, sequence in _run(opened, dict(zip(providers, models, strict=True)), reference, sweeps, limit):
         cases.append(case)
-        if worst is None or case.severity > worst[0].severity:
-            worst = case, sequence
+        if not case.passed:
+            failed.append((case, sequence))
         if progress is not None:
             progress(len(cases), total)
-    cases.sort(key=lambda case: -case.severity)
+    if reference is not None and len(failed) <= len(cases) * _MAX_AMPLIFIED:
+        failed = [(_with_rounding(case, opened, reference, sequence), sequence) for case, sequence in failed]
+    judged = [case for case in cases if case.passed] + [case for case, _ in failed]
+    cases = sorted(judged, key=lambda case: -case.severity)
     report = Report(
         bundle=str(opened.path),
         reference="float64 reference" if reference else "test data",
@@ -88,10 +97,12 @@ def verify(
             {case.length for case in cases if case.source == "reference" and case.length <= manifest.window_size}
         ),
         cases=cases,
+        recurrence_gap=_recurrence_gap(reference, manifest.window_size) if reference else None,
     )
-    if report.passed or reference is None or worst is None:
+    if report.passed or reference is None:
         return report
-    return _diagnose(report, opened, reference, worst[1])
+    _, sequence = max(failed, key=lambda pair: pair[0].severity)
+    return _diagnose(report, opened, reference, sequence)
 
 
 def prefix_lengths(window: int) -> list[int]:
@@ -116,10 +127,10 @@ class _Sweep:
     lengths: list[int]
 
 
-def _sweeps(window: int, heads: int, every_prefix: bool) -> Iterator[_Sweep]:
+def _sweeps(window: int, heads: int, every_prefix: bool, limited: bool) -> Iterator[_Sweep]:
     prefixes = list(range(1, window + 1)) if every_prefix else prefix_lengths(window)
     whole = len(prefixes) == window
-    beyond = [2 * window, _next_prime(2 * window + 1)]
+    beyond = [] if limited else [2 * window, _next_prime(2 * window + 1)]
     for seed, batch in enumerate(BATCHES):
         # Of a sample of a long window, a single entry runs all and batches a quarter.
         lengths = prefixes if whole or batch == 1 else [*prefixes[::4], window]
@@ -196,6 +207,37 @@ def _reference_prefixes(reference: Any, sequence: np.ndarray) -> np.ndarray:
         entries = [reference.forward_prefixes(torch.tensor(entry[None], dtype=torch.float64)) for entry in sequence]
         result: np.ndarray = torch.cat(entries).numpy()
     return result
+
+
+def _with_rounding(case: Case, bundle: Bundle, reference: Any, sequence: np.ndarray) -> Case:
+    """The case with what rounding does to torch's own float32 model near its input.
+
+    Products of sums that cancel, as in H3 with large steps, amplify rounding for a few inputs: no float32 graph is near
+    float64 there, and a right one is as near as torch.
+    """
+    import torch
+
+    from .reference_model import reference_of
+
+    if not math.isfinite(case.max_abs):
+        return case
+    model = reference_of(bundle)
+    generator = np.random.default_rng(case.seed)
+    rounding = 0.0
+    for _ in range(_ROUNDINGS):
+        noise = generator.uniform(-1, 1, sequence.shape) * np.finfo(np.float32).eps
+        near = torch.from_numpy((sequence * (1 + noise)).astype(np.float32))
+        with torch.no_grad():
+            rounding = max(rounding, float((model(near).double() - reference(near.double())).abs().max()))
+    return dataclasses.replace(case, rounding=rounding)
+
+
+def _recurrence_gap(reference: Any, window: int) -> float | None:
+    exact = reference.with_exact_recurrence()
+    if exact is None:
+        return None
+    sequence = np.random.default_rng(0).standard_normal((1, window, reference.config.embed_dim)).astype(np.float32)
+    return float(np.abs(_reference_prefixes(reference, sequence) - _reference_prefixes(exact, sequence)).max())
 
 
 def _diagnose(report: Report, bundle: Bundle, reference: Any, sequence: np.ndarray) -> Report:

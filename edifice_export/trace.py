@@ -28,7 +28,14 @@ from .errors import CheckError
 from .functions.domain import EDIFICE
 from .specification import TensorSpec
 
-__all__ = ["check_length_independent", "check_symbolic", "scoped_names", "trace", "trace_program"]
+__all__ = [
+    "check_length_independent",
+    "check_symbolic",
+    "export_program",
+    "scoped_names",
+    "trace",
+    "translate",
+]
 
 _SIZES = ((2, 7, 13), (3, 11, 17))
 """Two sizes to trace for each free dimension in turn: none of them 0, 1 or equal to another."""
@@ -48,26 +55,19 @@ def trace(module: nn.Module, inputs: Sequence[TensorSpec], outputs: Sequence[Ten
     Raises:
         CheckError: a free dimension was frozen, or the graph depends on the traced size.
     """
-    traced = []
-    for sizes in _SIZES:
-        program = trace_program(module, inputs, opset, sizes, [spec.name for spec in outputs])
-        model = program.model
-        assert program.exported_program is not None
-        _rename(model, scoped_names(program.exported_program.graph), inputs, outputs)
-        check_symbolic(model, inputs, outputs)
-        traced.append(model)
-    check_length_independent(*traced)
-    return traced[0]
+    programs = [export_program(module, inputs, sizes) for sizes in _SIZES]
+    check_length_independent(*programs)
+    translated = translate(programs[0], inputs, opset, [spec.name for spec in outputs])
+    assert translated.exported_program is not None
+    _rename(translated.model, scoped_names(translated.exported_program.graph), inputs, outputs)
+    check_symbolic(translated.model, inputs, outputs)
+    return translated.model
 
 
-def trace_program(
-    module: nn.Module,
-    inputs: Sequence[TensorSpec],
-    opset: int,
-    sizes: Sequence[int] = _SIZES[0],
-    output_names: Sequence[str] = ("output",),
-) -> torch.onnx.ONNXProgram:
-    """torch's exporter run at one size of the free dimensions: its ONNX graph, and the torch graph it came from.
+def export_program(
+    module: nn.Module, inputs: Sequence[TensorSpec], sizes: Sequence[int] = _SIZES[0]
+) -> torch.export.ExportedProgram:
+    """The torch graph of `module`, traced at one size of the free dimensions.
 
     Raises:
         CheckError: torch found that a free dimension can't be kept free.
@@ -83,15 +83,29 @@ def trace_program(
     dynamic = tuple({axis: free[dim] for axis, dim in enumerate(spec.shape) if isinstance(dim, str)} for spec in inputs)
     with _quiet():
         try:
-            exported = torch.export.export(module.eval(), examples, dynamic_shapes=dynamic, strict=False)
+            return torch.export.export(module.eval(), examples, dynamic_shapes=dynamic, strict=False)
         except (torch._dynamo.exc.UserError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]
             raise CheckError(
                 f"{type(module).__name__} can't be traced with free dimensions {', '.join(symbols)}: {reason}. Code "
                 "that reads a size as a number (a Python loop over time, int(x.shape[1])) freezes it: use an edifice op"
             ) from error
-        program = torch.onnx.export(
-            exported,
+
+
+def translate(
+    program: torch.export.ExportedProgram,
+    inputs: Sequence[TensorSpec],
+    opset: int,
+    output_names: Sequence[str] = ("output",),
+) -> torch.onnx.ONNXProgram:
+    """torch's exporter: a torch graph's ONNX graph, and the torch graph in the operators that it was made from.
+
+    Raises:
+        CheckError: there is no such graph in this opset.
+    """
+    with _quiet():
+        translated = torch.onnx.export(
+            program,
             dynamo=True,
             opset_version=opset,
             custom_translation_table=_translations(),
@@ -99,9 +113,9 @@ def trace_program(
             output_names=list(output_names),
             verbose=False,
         )
-    if program is None or program.exported_program is None or program.model.opset_imports[""] != opset:
+    if translated is None or translated.exported_program is None or translated.model.opset_imports[""] != opset:
         raise CheckError(f"torch's exporter could not make a graph of opset {opset}; try --opset 20")
-    return program
+    return translated
 
 
 def check_symbolic(model: ir.Model, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> None:
@@ -122,7 +136,7 @@ def check_symbolic(model: ir.Model, inputs: Sequence[TensorSpec], outputs: Seque
                 )
 
 
-def check_length_independent(first: ir.Model, second: ir.Model) -> None:
+def check_length_independent(first: torch.export.ExportedProgram, second: torch.export.ExportedProgram) -> None:
     """Refuses two traces of one module, at two sizes of its free dimensions, that are not the same graph.
 
     Raises:
@@ -134,7 +148,7 @@ def check_length_independent(first: ir.Model, second: ir.Model) -> None:
                 f"the graph depends on the traced size: {one[0]} {one[1]} of one trace is {two[0]} {two[1]} of the "
                 "other, or holds other values. Make nothing from a size that is read as a number"
             )
-    counts = [len(list(model.graph)) for model in (first, second)]
+    counts = [len(program.graph.nodes) for program in (first, second)]
     if counts[0] != counts[1]:
         raise CheckError(f"the graph depends on the traced size: {counts[0]} nodes at one and {counts[1]} at another")
 
@@ -156,15 +170,13 @@ def scoped_names(graph: torch.fx.Graph) -> dict[str, str]:
     return names
 
 
-def _fingerprint(model: ir.Model) -> Iterator[tuple[Any, ...]]:
-    for node in model.graph:
-        attributes = tuple(sorted((name, str(attribute.value)) for name, attribute in node.attributes.items()))
-        inputs = tuple(value.name if value is not None else "" for value in node.inputs)
-        yield f"node {node.op_type}", node.name, inputs, tuple(value.name for value in node.outputs), attributes
-    for name, value in model.graph.initializers.items():
-        tensor = value.const_value
-        assert tensor is not None
-        yield "initializer", name, str(tensor.shape), str(tensor.dtype), hashlib.sha256(tensor.tobytes()).digest()
+def _fingerprint(program: torch.export.ExportedProgram) -> Iterator[tuple[str, ...]]:
+    for node in program.graph.nodes:
+        yield "node", node.name, node.op, str(node.target), str(node.args), str(node.kwargs)
+    for name, value in program.constants.items():
+        if isinstance(value, torch.Tensor):
+            content = hashlib.sha256(value.contiguous().numpy(force=True).tobytes()).hexdigest()
+            yield "constant", name, str(value.dtype), str(list(value.shape)), content
 
 
 def _rename(

@@ -6,14 +6,30 @@ import abc
 import dataclasses
 import math
 import operator
-from typing import Any, Literal, get_args
+import re
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, get_args
 
-__all__ = ["MAX_WINDOW", "NUMERICS", "Config", "Numerics", "OptionError", "check_numerics", "option"]
+__all__ = [
+    "MAX_WINDOW",
+    "NUMERICS",
+    "Config",
+    "Numerics",
+    "OptionError",
+    "Shapes",
+    "check_numerics",
+    "describe_range",
+    "option",
+    "size_of",
+]
 
 Numerics = Literal["standard", "edifice"]
 """`standard` is the mathematics; `edifice` reproduces the Elixir library to rounding, its quirks included."""
 
 NUMERICS: tuple[str, ...] = get_args(Numerics)
+
+Shapes = Mapping[str, tuple[int, ...]]
+"""Shape of each parameter of a model, by its name."""
 
 MAX_WINDOW = 8192
 """Frames of the longest window: attention compares each with each."""
@@ -29,11 +45,29 @@ def check_numerics(numerics: str) -> None:
         raise OptionError(f"numerics must be {' or '.join(NUMERICS)}, got {numerics!r}")
 
 
-def option(default: Any, *, minimum: float = 0, below: float = math.inf, maximum: float = math.inf, help: str) -> Any:
-    """A dataclass field with its range: minimum <= value <= maximum, and value < below."""
+def option(
+    default: Any,
+    *,
+    minimum: float = 0,
+    below: float = math.inf,
+    maximum: float = math.inf,
+    untold: bool = False,
+    help: str,
+) -> Any:
+    """A dataclass field with its range: minimum <= value <= maximum, and value < below.
+
+    An option is `untold` if it changes the output and no parameter's shape tells its value.
+    """
     return dataclasses.field(
-        default=default, metadata={"minimum": minimum, "maximum": maximum, "below": below, "help": help}
+        default=default,
+        metadata={"minimum": minimum, "maximum": maximum, "below": below, "untold": untold, "help": help},
     )
+
+
+def size_of(shapes: Shapes, name: str, axis: int) -> int | None:
+    """The size of one axis of a parameter; None if there is no such parameter or axis."""
+    shape = shapes.get(name, ())
+    return shape[axis] if axis < len(shape) else None
 
 
 def describe_range(field: dataclasses.Field[Any]) -> str:
@@ -54,6 +88,9 @@ class Config(abc.ABC):
         OptionError: a value has the wrong type or lies outside its range; the message names the option, the range
             and what was found.
     """
+
+    window_binds: ClassVar[bool] = False
+    """Whether the model is made for its window alone, so that a longer sequence can't be computed."""
 
     embed_dim: int = option(287, minimum=1, maximum=65_536, help="width of one input frame")
     hidden_size: int = option(256, minimum=1, maximum=16_384, help="width of the residual stream and of the output")
@@ -91,6 +128,26 @@ class Config(abc.ABC):
     @abc.abstractmethod
     def recommended_defaults(cls) -> dict[str, Any]:
         """The options that the architecture's Edifice module recommends; they may differ from the build defaults."""
+
+    @classmethod
+    def told_by(cls, shapes: Shapes, given: Mapping[str, Any]) -> dict[str, Any]:  # noqa: ARG003
+        """The options that a model must have been made with for its parameters to have these shapes.
+
+        Args:
+            shapes: of its parameters, by their torch names.
+            given: options that are known otherwise, of which others may follow.
+
+        Returns:
+            The value of each option that shapes tell; None for one that they should and don't, for want of a
+            parameter. That the shapes agree with each other is for loading them to find out.
+        """
+        blocks = [int(found[1]) for name in shapes if (found := re.match(r"blocks\.([0-9]{1,6})\.", name))]
+        hidden_size = size_of(shapes, "final_norm.weight", 0)
+        return {
+            "embed_dim": size_of(shapes, "input_projection.weight", 1) or hidden_size,
+            "hidden_size": hidden_size,
+            "num_layers": max(blocks) + 1 if blocks else None,
+        }
 
     def options(self) -> dict[str, Any]:
         """Every option by name, as plain JSON values."""

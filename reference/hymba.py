@@ -30,6 +30,7 @@ References:
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -37,7 +38,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from . import ops
-from .config import Config, Numerics, OptionError, check_numerics, option
+from .backbone import Backbone
+from .config import Config, Numerics, OptionError, Shapes, option, size_of
 from .layers import CausalConv1d, FeedForward, LayerNorm, attend
 
 __all__ = ["EDIFICE_NAMES", "Hymba", "HymbaConfig"]
@@ -75,7 +77,7 @@ class HymbaConfig(Config):
     """Options of Hymba, with the defaults of Edifice.SSM.Hymba.build/1."""
 
     state_size: int = option(16, minimum=1, maximum=1024, help="state of the selective scan, per channel")
-    num_heads: int = option(4, minimum=1, maximum=1024, help="attention heads; must divide hidden_size")
+    num_heads: int = option(4, minimum=1, maximum=1024, untold=True, help="attention heads; must divide hidden_size")
     num_meta_tokens: int = option(4, minimum=0, maximum=4096, help="learned positions before the first frame")
     meta_propagation: bool = option(
         False,
@@ -124,6 +126,18 @@ class HymbaConfig(Config):
             "num_meta_tokens": 4,
             "window_size": 60,
             "dropout": 0.1,
+        }
+
+    @classmethod
+    def told_by(cls, shapes: Shapes, given: Mapping[str, Any]) -> dict[str, Any]:
+        """See Config.told_by."""
+        both = size_of(shapes, "blocks.0.mamba.bc_proj.weight", 0)
+        own, propagated = (size_of(shapes, name, 0) for name in ("blocks.0.attention.meta_k", "meta_tokens"))
+        return {
+            **super().told_by(shapes, given),
+            "state_size": both // 2 if both else None,
+            "num_meta_tokens": own or propagated or 0,
+            "meta_propagation": propagated is not None,
         }
 
 
@@ -200,7 +214,7 @@ class Block(nn.Module):
         return x + self.ffn(self.ffn_norm(x))
 
 
-class Hymba(nn.Module):
+class Hymba(Backbone):
     """Hymba, from a window of frames to one output.
 
     Args:
@@ -209,35 +223,18 @@ class Hymba(nn.Module):
     """
 
     def __init__(self, config: HymbaConfig, numerics: Numerics = "standard") -> None:
-        super().__init__()
-        check_numerics(numerics)
-        d, layers = config.hidden_size, config.num_layers
-        self.config, self.numerics = config, numerics
-        self.input_projection = nn.Identity() if config.embed_dim == d else nn.Linear(config.embed_dim, d)
+        super().__init__(config, numerics, lambda: Block(config, numerics), config.dropout)
         self.prefix = config.num_meta_tokens if config.meta_propagation else 0
         if self.prefix:
-            self.meta_tokens = nn.Parameter(torch.empty(self.prefix, d))
-        self.blocks = nn.ModuleList(Block(config, numerics) for _ in range(layers))
-        self.dropout = nn.Dropout(config.dropout)
-        self.final_norm = LayerNorm(d, numerics)
+            self.meta_tokens = nn.Parameter(torch.empty(self.prefix, config.hidden_size))
 
-    def forward(self, state_sequence: Tensor) -> Tensor:
-        """The output at the last frame: [B, T, E] -> [B, D]."""
-        return self.final_norm(self._hidden(state_sequence)[:, -1])
-
-    def forward_prefixes(self, state_sequence: Tensor) -> Tensor:
-        """The output at every frame, each that of the window which ends there: [B, T, E] -> [B, T, D]."""
-        return self.final_norm(self._hidden(state_sequence)[:, self.prefix :])
-
-    def _hidden(self, state_sequence: Tensor) -> Tensor:
+    def hidden(self, state_sequence: Tensor) -> Tensor:
+        """The residual stream after the last block, without that of propagated meta tokens: [B, T, E] -> [B, T, D]."""
         x = self.input_projection(state_sequence)
         if self.prefix:
             x = prepend(self.meta_tokens, x)
-        for index, block in enumerate(self.blocks):
-            x = block(x)
-            if index < len(self.blocks) - 1:
-                x = self.dropout(x)
-        return x
+        x = self.run_blocks(x)
+        return x[:, self.prefix :] if self.prefix else x
 
 
 def prepend(tokens: Tensor, sequence: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch.nn import functional
 from . import ops
 from .config import Numerics
 
-__all__ = ["CausalConv1d", "FeedForward", "LayerNorm", "attend", "initialize"]
+__all__ = ["CausalConv1d", "FeedForward", "GatedFeedForward", "LayerNorm", "attend", "initialize", "softplus"]
 
 
 class LayerNorm(nn.LayerNorm):
@@ -54,19 +54,48 @@ class FeedForward(nn.Module):
         return self.down(functional.gelu(self.up(x)))
 
 
+class GatedFeedForward(nn.Module):
+    """down(silu(gate(x)) * up(x)), four times as wide inside."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.gate = nn.Linear(channels, 4 * channels)
+        self.up = nn.Linear(channels, 4 * channels)
+        self.down = nn.Linear(4 * channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, T, C] -> [B, T, C]."""
+        return self.down(functional.silu(self.gate(x)) * self.up(x))
+
+
 def attend(query: Tensor, key: Tensor, value: Tensor, num_heads: int, numerics: Numerics) -> Tensor:
     """ops.causal_attention with the denominator of the chosen numerics."""
     return ops.causal_attention(query, key, value, num_heads, 1e-8 if numerics == "edifice" else 0.0)
+
+
+def softplus(x: Tensor, numerics: Numerics) -> Tensor:
+    """log(1 + exp(x)); with edifice numerics by this very formula, which overflows above 88 in float32."""
+    return functional.softplus(x) if numerics == "standard" else torch.log(torch.exp(x) + 1)
 
 
 @torch.no_grad()
 def initialize(model: nn.Module, seed: int) -> None:
     """Gives every parameter Edifice's initial value: biases zero, all else Glorot uniform, layer-norm weights included.
 
-    Fans follow Axon: a vector counts its length on both sides, a convolution its kernel times its channels.
+    Fans follow Axon: a vector counts its length on both sides, a convolution its kernel times its channels. Values that
+    are an architecture's own come from its modules' `initial_values`.
     """
     generator = torch.Generator().manual_seed(seed)
+    own = {
+        f"{path}.{name}": value
+        for path, module in model.named_modules()
+        if hasattr(module, "initial_values")
+        for name, value in module.initial_values().items()
+    }
     for name, parameter in model.named_parameters():
+        if name in own:
+            parameter.copy_(own[name])
+            continue
         if name.endswith("bias"):
             parameter.zero_()
             continue

@@ -15,7 +15,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-OPS = ("causal_attention", "causal_conv1d", "floored_layer_norm", "selective_scan")
+OPS = (
+    "causal_attention",
+    "causal_conv1d",
+    "cumulative_scan",
+    "diagonal_scan",
+    "fft_conv",
+    "floored_layer_norm",
+    "linear_scan",
+    "selective_scan",
+)
 
 __all__ = ["MAX_ATTENTION_EPSILON", "NAMESPACE", "OPS", *OPS]
 
@@ -87,6 +96,112 @@ def selective_scan(x: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor) ->
         h = decay * h + b[:, t, None, :] * x[:, t, :, None]
         outputs.append(torch.einsum("bcn,bn->bc", h, c[:, t]))
     return torch.stack(outputs, dim=1)
+
+
+@_edifice_op
+def linear_scan(x: Tensor, log_decay: Tensor) -> Tensor:
+    """First-order linear recurrence, elementwise, whose decay depends on the input.
+
+        h_t = exp(log_decay_t) * h_{t-1} + x_t        h_0 = 0
+
+    The decay is given as its logarithm because float32 can't tell decays near 1 apart well enough: over thousands of
+    frames the rounding of 1 - 1e-4 alone would be seen.
+
+    Args:
+        x: [batch, sequence, channels].
+        log_decay: at most 0 for a stable recurrence [batch, sequence, channels or 1].
+
+    Returns:
+        [batch, sequence, channels].
+    """
+    h = torch.zeros_like(x[:, 0])
+    outputs = []
+    for t in range(x.shape[1]):
+        h = torch.exp(log_decay[:, t]) * h + x[:, t]
+        outputs.append(h)
+    return torch.stack(outputs, dim=1)
+
+
+@_edifice_op
+def diagonal_scan(x: Tensor, log_decay: Tensor, b: Tensor, c: Tensor) -> Tensor:
+    """Diagonal state-space recurrence whose decay is constant and shared by all channels (H3, arXiv 2212.14052).
+
+        h_t[c, n] = exp(log_decay[n]) * h_{t-1}[c, n] + b_t[n] * x_t[c]        h_0 = 0
+        y_t[c]    = sum_n c_t[n] * h_t[c, n]
+
+    Args:
+        x: [batch, sequence, channels].
+        log_decay: at most 0 for a stable recurrence [state].
+        b: input weights [batch, sequence, state].
+        c: read-out weights [batch, sequence, state].
+
+    Returns:
+        [batch, sequence, channels].
+    """
+    decay = torch.exp(log_decay)
+    h = x.new_zeros(x.shape[0], x.shape[2], log_decay.shape[0])
+    outputs = []
+    for t in range(x.shape[1]):
+        h = decay * h + b[:, t, None, :] * x[:, t, :, None]
+        outputs.append(torch.einsum("bcn,bn->bc", h, c[:, t]))
+    return torch.stack(outputs, dim=1)
+
+
+@_edifice_op
+def cumulative_scan(x: Tensor, log_decay: Tensor, b: Tensor, c: Tensor, epsilon: float) -> Tensor:
+    """diagonal_scan as Edifice.SSM.H3 computes it: a quotient of cumulative products, which loses what has decayed.
+
+        p_t[n] = exp(t * log_decay[n])
+        y_t[c] = sum_n c_t[n] * p_t[n] * sum_{s <= t} b_s[n] * x_s[c] / (p_s[n] + epsilon)
+
+    Of a frame that came in when p was far below epsilon nothing is left. It is here to reproduce weights that were
+    trained with it, and only for that.
+
+    Args:
+        x: [batch, sequence, channels].
+        log_decay: at most 0 [state].
+        b: input weights [batch, sequence, state].
+        c: read-out weights [batch, sequence, state].
+        epsilon: Edifice: 1e-10.
+
+    Returns:
+        [batch, sequence, channels].
+    """
+    length = x.shape[1]
+    steps = torch.arange(1, length + 1, dtype=x.dtype, device=x.device)
+    product = torch.exp(steps[:, None] * log_decay)
+    key = b / (product + epsilon)
+    query = c * product
+    outputs = []
+    for start in range(0, length, _QUERY_BLOCK):
+        stop = min(start + _QUERY_BLOCK, length)
+        scores = (query[:, start:stop] @ key[:, :stop].transpose(1, 2)).tril(start)
+        outputs.append(scores @ x[:, :stop])
+    return torch.cat(outputs, dim=1)
+
+
+@_edifice_op
+def fft_conv(x: Tensor, kernel: Tensor) -> Tensor:
+    """Causal convolution with a kernel as long as the window, through the frequency domain (Hyena, arXiv 2302.10866).
+
+        y_t[c] = sum_{s <= t} kernel[t - s, c] * x_s[c]
+
+    Args:
+        x: [batch, sequence, channels]; sequence at most window.
+        kernel: one tap for each frame of the past, the current frame's first [window, channels].
+
+    Returns:
+        [batch, sequence, channels].
+
+    Raises:
+        ValueError: the sequence is longer than the kernel.
+    """
+    length, window = x.shape[1], kernel.shape[0]
+    if length > window:
+        raise ValueError(f"a sequence of {length} frames is longer than the kernel, which ends at {window}")
+    size = 2 * length
+    spectrum = torch.fft.rfft(x, size, dim=1) * torch.fft.rfft(kernel[:length], size, dim=0)
+    return torch.fft.irfft(spectrum, size, dim=1)[:, :length].contiguous()
 
 
 @_edifice_op

@@ -51,10 +51,28 @@ ARCHITECTURES: dict[str, Architecture] = {
     architecture.name: architecture
     for architecture in (
         Architecture(
+            name="h3",
+            class_name="H3",
+            edifice_module="Edifice.SSM.H3",
+            summary="two state-space models, quick and slow to forget, multiplied, then a short convolution",
+        ),
+        Architecture(
+            name="hyena",
+            class_name="Hyena",
+            edifice_module="Edifice.SSM.Hyena",
+            summary="convolutions as long as the window, from small networks, and gates between them",
+        ),
+        Architecture(
             name="hymba",
             class_name="Hymba",
             edifice_module="Edifice.SSM.Hymba",
             summary="Mamba and attention side by side in every block, mixed by a learned gate",
+        ),
+        Architecture(
+            name="ss_transformer",
+            class_name="SSTransformer",
+            edifice_module="Edifice.SSM.SSTransformer",
+            summary="a gated running average and attention side by side in every block, mixed by a learned gate",
         ),
     )
 }

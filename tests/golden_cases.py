@@ -32,4 +32,12 @@ def metadata(path: Path) -> dict[str, object]:
     """What Edifice itself said of the case."""
     with safe_open(path, framework="pt") as file:
         found = file.metadata()
-    return {name: json.loads(found[name]) for name in ("actual_param_count", "output_size", "recommended_defaults")}
+    facts = ("actual_param_count", "output_size", "param_count", "recommended_defaults")
+    return {name: json.loads(found[name]) for name in facts}
+
+
+def architecture_of(path: Path) -> str:
+    """The name of the architecture that a case is of."""
+    checkpoint = read_checkpoint(path)
+    assert checkpoint.architecture is not None
+    return checkpoint.architecture.name

@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 import pytest
 from cli_helpers import COMMAND, Capture, cli, done, error_of, snapshot, tiny_build, unchanged
-from conftest import GOLDEN, TINY
+from conftest import GOLDEN, TINY, any_architecture
 
 import edifice_export as ee
 from edifice_reference.registry import ARCHITECTURES
@@ -28,6 +28,7 @@ COMMANDS = {
     "verify": {"--provider", "--tolerance", "--every-prefix", "--json"},
     "run": {"--input", "--output", "--stride", "--provider", "--threads", "--optimization", "--json"},
     "inspect": {"--batch", "--sequence", "--json"},
+    "convert": {"--architecture", "--names", "--option", "--json"},
     "doctor": {"--json"},
 }
 OF_EVERY_BUILD = {
@@ -98,7 +99,8 @@ def test_what_needs_no_model_imports_no_model() -> None:
         import sys
         from edifice_export.cli import main
         for arguments in ([], ["--help"], ["list"], ["build", "--help"], ["build", "no_such"], ["verify", "--help"],
-                          ["run", "--help"], ["inspect", "--help"], ["doctor", "--help"], ["no_such"]):
+                          ["run", "--help"], ["inspect", "--help"], ["convert", "--help"], ["doctor", "--help"],
+                          ["no_such"]):
             try:
                 main(arguments)
             except SystemExit:
@@ -108,7 +110,7 @@ def test_what_needs_no_model_imports_no_model() -> None:
         [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=True, timeout=60
     )
     assert set(re.findall("imported: .*", result.stdout)) == {"imported: []"}
-    assert result.stdout.count("imported:") == 10
+    assert result.stdout.count("imported:") == 11
 
 
 def test_list(capfd: Capture) -> None:
@@ -120,6 +122,7 @@ def test_list(capfd: Capture) -> None:
         assert line.split("  ", 1)[1].strip() == entry["summary"] == ARCHITECTURES[entry["name"]].summary
 
 
+@any_architecture
 def test_build_again_gives_the_same_bytes(capfd: Capture, tmp_path: Path, bundle: ee.Bundle) -> None:
     target = tmp_path / "bot"
     shutil.copytree(bundle.path, target)
@@ -172,8 +175,10 @@ def test_verify(capfd: Capture, bundle: ee.Bundle) -> None:
     lengths = {(case["batch"], case["length"]) for case in report["cases"] if case["source"] == "reference"}
     assert lengths >= {(batch, length) for batch in (1, 2, 5) for length in range(1, 8)}
     assert report["cases"] == sorted(report["cases"], key=lambda case: -case["max_abs"] / case["limit"])
+    assert report["amplified"] == 0
 
 
+@any_architecture
 def test_verify_that_fails(capfd: Capture, bundle: ee.Bundle) -> None:
     with unchanged(bundle.path):
         outcome = cli(capfd, "verify", bundle.path, "--tolerance", "1e-12", "--json")
@@ -194,8 +199,8 @@ def test_inspect(capfd: Capture, tmp_path: Path, bundle: ee.Bundle) -> None:
     text = done(capfd, "inspect", bundle.path).out
     assert f"{figures['parameters']:,}" in text
     assert f"{figures['flops']:,}" in text
-    asked = json.loads(done(capfd, "inspect", bundle.path, "--batch=2", "--sequence=14", "--json").out)
-    assert asked["sizes"] == {"batch": 2, "sequence": 14}
+    asked = json.loads(done(capfd, "inspect", bundle.path, "--batch=4", "--sequence=6", "--json").out)
+    assert asked["sizes"] == {"batch": 4, "sequence": 6}
     assert asked["flops"] > 2 * figures["flops"]
     lone = shutil.copy(model, tmp_path / "lone.onnx")
     alone = json.loads(done(capfd, "inspect", lone, "--sequence=7", "--json").out)
@@ -229,6 +234,7 @@ def test_doctor(capfd: Capture) -> None:
         (".npy", (8, 6), 100),
     ],
 )
+@any_architecture
 def test_run(
     capfd: Capture, tmp_path: Path, bundle: ee.Bundle, suffix: str, shape: tuple[int, ...], stride: int
 ) -> None:
@@ -248,6 +254,7 @@ def test_run(
     assert set(tmp_path.iterdir()) == {source, target}
 
 
+@any_architecture
 def test_run_reports_as_json(capfd: Capture, tmp_path: Path, bundle: ee.Bundle) -> None:
     source, target = save(tmp_path / "x.npy", random_frames(2, 20, 6)), tmp_path / "y.npy"
     arguments = ["--input", source, "--output", target, "--stride", 5, "--threads", 1, "--provider", "cuda"]
@@ -285,6 +292,7 @@ def test_debug_anywhere(place: int) -> None:
         ("verify {changed}", 1, r"error: [^\n]*\n"),
     ],
 )
+@any_architecture
 def test_exit_status(tmp_path: Path, bundle: ee.Bundle, arguments: str, status: int, err: str) -> None:
     changed = tmp_path / "changed"
     shutil.copytree(bundle.path, changed)
@@ -303,6 +311,7 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
         assert process.stderr.read() == b""
 
 
+@any_architecture
 def test_in_a_real_process(tmp_path: Path, bundle: ee.Bundle) -> None:
     source, target = save(tmp_path / "x.npy", random_frames(7, 6)), tmp_path / "y.npy"
     command = [COMMAND, "run", str(bundle.path), "--input", str(source), "--output", str(target)]
@@ -323,6 +332,7 @@ def test_full_standard_output() -> None:
 @pytest.mark.parametrize(
     ("number", "moment", "old"), [(signal.SIGINT, ".", False), (signal.SIGTERM, "window/model.onnx", True)]
 )
+@any_architecture
 def test_signal(tmp_path: Path, bundle: ee.Bundle, number: signal.Signals, moment: str, old: bool) -> None:
     """Sent in the middle of a build: once the folder that is moved into place at the end exists, or a model in it."""
     if old:

@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
-from conftest import TINY
-from golden_cases import CASES, load_case
+from cli_helpers import forge
+from conftest import TINY, any_architecture
+from golden_cases import CASES, GOLDEN, architecture_of, load_case
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 import edifice_export as ee
-from edifice_export.checkpoints import read_checkpoint, write_safetensors
-from edifice_export.checkpoints.edifice import reverse_axes, to_edifice_names
+from edifice_export.checkpoints import encode_safetensors, read_checkpoint
+from edifice_export.inspect_report import inspect_path
+from edifice_export.runtime.providers import ORT_ERRORS
 from edifice_reference.config import NUMERICS
-from edifice_reference.registry import get_architecture
+from edifice_reference.registry import ARCHITECTURES, Architecture, get_architecture
+
+each_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES.values(), ids=lambda known: known.name)
 
 
 @pytest.mark.parametrize("path", CASES, ids=lambda path: path.stem)
 def test_edifices_weights_give_edifices_output(path: Path, tmp_path: Path) -> None:
-    bundle = ee.build(path.stem.split("_")[0], weights=path, output=tmp_path / "b")
+    bundle = ee.build(architecture_of(path), weights=path, output=tmp_path / "b")
     _, example = load_case(path)
     found = ee.load(bundle)(example["state_sequence"].numpy())
     assert np.abs(found - example["output"].numpy()).max() < 1e-5
@@ -68,6 +76,7 @@ def test_test_data_is_the_float64_references(bundle: ee.Bundle) -> None:
     assert lengths == [(1, 7), (2, 4)]
 
 
+@any_architecture
 def test_a_build_is_reproducible(bundle: ee.Bundle, tmp_path: Path) -> None:
     again = ee.build(bundle.manifest.architecture, output=tmp_path / "again", seed=1, **TINY)
     assert again.manifest == bundle.manifest
@@ -83,35 +92,122 @@ def test_a_bundles_own_weights_build_the_same_bundle(bundle: ee.Bundle, tmp_path
     assert rebuilt.manifest.options == bundle.manifest.options
 
 
-@pytest.mark.parametrize("dotted", [False, True])
-def test_edifice_names_without_metadata_take_options_from_flags(
-    dotted: bool, bundle: ee.Bundle, tmp_path: Path
-) -> None:
-    """Edifice's own safetensors have `layer.param` names and no metadata."""
-    from edifice_export.reference_model import reference_of
+def untold(architecture: Architecture) -> dict[str, Any]:
+    """The options that no shape tells, as TINY and the defaults have them."""
+    config = architecture.config_class(**TINY)
+    fields = dataclasses.fields(config)
+    return {field.name: getattr(config, field.name) for field in fields if field.metadata["untold"]}
 
-    model = reference_of(bundle)
+
+@pytest.mark.parametrize("form", ["own", "slash", "dot"])
+def test_weights_without_metadata_tell_their_options(form: str, bundle: ee.Bundle, tmp_path: Path) -> None:
+    """But for those that no shape tells: they are asked for. Edifice's own safetensors have `layer.param` names."""
     known = get_architecture(bundle.manifest.architecture)
-    names = to_edifice_names(model, known)
-    tensors = {
-        names[name].replace("/", ".") if dotted else names[name]: reverse_axes(value, name)
-        for name, value in load_file(bundle.file("weights.safetensors")).items()
-    }
-    write_safetensors(tmp_path / "bot.safetensors", tensors, {"unrelated": "metadata"})
-    checkpoint = read_checkpoint(tmp_path / "bot.safetensors")
-    assert checkpoint.is_edifice
-    built = ee.build(known.name, weights=tmp_path / "bot.safetensors", output=tmp_path / "b", seed=1, **TINY)
-    assert built.manifest.numerics == "edifice"
-    assert built.manifest.files["window/test_data_set_0/input_0.pb"] == bundle.manifest.files[
-        "window/test_data_set_0/input_0.pb"
-    ]  # fmt: skip
-    own, theirs = (load_file(b.file("weights.safetensors")) for b in (bundle, built))
+    own = load_file(bundle.file("weights.safetensors"))
+    tensors = own if form == "own" else ee.to_edifice(own, known.name)
+    if form == "dot":
+        tensors = {name.replace("/", "."): tensor for name, tensor in tensors.items()}
+    bare = tmp_path / "bare.safetensors"
+    bare.write_bytes(encode_safetensors(tensors, {"unrelated": "metadata"}))
+    assert read_checkpoint(bare).is_edifice is (form != "own")
+    given = untold(known)
+    for name in given:
+        fewer = {other: value for other, value in given.items() if other != name}
+        with pytest.raises(ee.RequestError, match=f"does not say {name}.* give --{name.replace('_', '-')}"):
+            ee.build(known.name, weights=bare, output=tmp_path / "b", **fewer)
+    with pytest.raises(ee.RequestError, match=r"hidden_size 16 contradicts .* tensors whose shapes say hidden_size 8"):
+        ee.build(known.name, weights=bare, output=tmp_path / "b", **given, hidden_size=16)
+    assert not (tmp_path / "b").exists()
+    built = ee.build(known.name, weights=bare, output=tmp_path / "b", seed=1, **{**given, "window_size": 7})
+    assert built.manifest.numerics == ("standard" if form == "own" else "edifice")
+    assert built.manifest.options == bundle.manifest.options
+    theirs = load_file(built.file("weights.safetensors"))
     assert own.keys() == theirs.keys()
     assert all(torch.equal(own[name], theirs[name]) for name in own)
 
 
+@each_architecture
+@pytest.mark.parametrize("numerics", NUMERICS)
+def test_odd_options(architecture: Architecture, numerics: str, tmp_path: Path) -> None:
+    """A window of one frame, one layer, widths that are odd, no projection; then several of what there are two of."""
+    names = {field.name for field in dataclasses.fields(architecture.config_class)}
+    least = {"embed_dim": 15, "hidden_size": 15, "num_layers": 1, "window_size": 1, "state_size": 1, "conv_size": 1}
+    least |= {"num_heads": 3, "head_dim": 5, "order": 1, "filter_size": 1, "expand_factor": 1}
+    more = {"embed_dim": 5, "hidden_size": 9, "num_layers": 3, "window_size": 5, "state_size": 5, "conv_size": 7}
+    more |= {"num_heads": 3, "head_dim": 5, "order": 3, "filter_size": 5, "expand_factor": 3}
+    for options in (least, more):
+        options = {name: value for name, value in options.items() if name in names}
+        output = tmp_path / str(options["window_size"])
+        bundle = ee.build(architecture.name, output=output, numerics=numerics, seed=3, **options)
+        assert bundle.manifest.parity["prefixes"] == options["window_size"]
+        assert bundle.manifest.parity["max_rel"] < 1e-5
+
+
+@each_architecture
+def test_param_count_is_the_references(architecture: Architecture, bundle: ee.Bundle) -> None:
+    if architecture.name == bundle.manifest.architecture:
+        model = architecture.model_class(architecture.config_class(**TINY))
+        assert bundle.manifest.param_count == sum(parameter.numel() for parameter in model.parameters())
+
+
+def test_h3_says_how_far_its_recurrence_is_from_the_exact_one(tmp_path: Path) -> None:
+    path = GOLDEN / "h3_long64.safetensors"
+    kept = ee.build("h3", weights=path, output=tmp_path / "edifice")
+    exact = ee.build("h3", weights=path, numerics="standard", output=tmp_path / "standard")
+    report = ee.verify(kept)
+    assert kept.manifest.parity["recurrence_gap"] == report.recurrence_gap
+    assert exact.manifest.parity["recurrence_gap"] is None is ee.verify(exact).recurrence_gap
+    # The two graphs differ by that much on the same input: the weights have no tiny variances.
+    x = np.random.default_rng(0).standard_normal((1, 64, 12)).astype(np.float32)
+    models = ee.load(kept), ee.load(exact)
+    gap = max(np.abs(models[0](x[:, :t]) - models[1](x[:, :t])).max() for t in range(1, 65))
+    assert report.recurrence_gap is not None
+    assert 1e-3 < report.recurrence_gap < 1e-1
+    assert gap == pytest.approx(report.recurrence_gap, rel=1e-2)
+
+
+def test_a_graph_holds_hyenas_filters_and_not_the_network_that_makes_them(tmp_path: Path) -> None:
+    path = GOLDEN / "hyena_small.safetensors"
+    bundle = ee.build("hyena", weights=path, output=tmp_path / "b")
+    model = onnx.load(bundle.file("window/model.onnx"))
+    held = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
+    filters = {name: shape for name, shape in held.items() if "filters" in name}
+    assert filters == {f"blocks.{b}.filters.{f}.value": (10, 16) for b in (0, 1) for f in (0, 1)}
+    assert not any(node.op_type == "Sin" for node in model.graph.node)
+    # What verify compares with is the network: another one fails, though the graph is as it was.
+    weights = load_file(bundle.file("weights.safetensors"))
+    weights["blocks.0.filters.1.dense3.weight"] *= 1.5
+    forge(bundle.path, "weights.safetensors", encode_safetensors(weights, dict(read_metadata(bundle))))
+    report = ee.verify(bundle.path)
+    assert not report.passed
+    assert report.departure is not None
+    assert report.departure.node == "blocks.0/fft_conv_1"
+
+
+def read_metadata(bundle: ee.Bundle) -> dict[str, str]:
+    with safe_open(bundle.file("weights.safetensors"), framework="pt") as file:
+        return dict(file.metadata())
+
+
+def test_more_frames_than_a_window_that_binds_are_refused(tmp_path: Path) -> None:
+    """By load and run, by inspect, and by the graph itself."""
+    bundle = ee.build("hyena", output=tmp_path / "b", **TINY)
+    assert bundle.manifest.graphs["window"].max_sequence == 7
+    model = ee.load(bundle)
+    for shape in ((8, 6), (2, 8, 6), (1, 100, 6)):
+        with pytest.raises(ee.RequestError, match=f"{shape[-2]} frames, and hyena can't compute more than .* of 7"):
+            model(np.zeros(shape, np.float32))
+    session = onnxruntime.InferenceSession(bundle.file("window/model.onnx"))
+    for length in (8, 9, 10, 15, 100):
+        with pytest.raises(ORT_ERRORS):
+            session.run(None, {"state_sequence": np.zeros((1, length, 6), np.float32)})
+    assert session.run(None, {"state_sequence": np.zeros((1, 7, 6), np.float32)})[0].shape == (1, 8)
+    with pytest.raises(ee.RequestError, match="at most 7 frames"):
+        inspect_path(bundle.path, None, 8)
+
+
 def test_numerics_can_be_chosen_against_the_weights_origin(tmp_path: Path) -> None:
-    path = next(path for path in CASES if "tinyvar" in path.stem)
+    path = GOLDEN / "hymba_tinyvar.safetensors"
     standard = ee.build("hymba", weights=path, numerics="standard", output=tmp_path / "standard")
     assert standard.manifest.numerics == "standard"
     _, example = load_case(path)
@@ -138,13 +234,18 @@ def test_hymba_options_that_change_the_graph(tmp_path: Path) -> None:
 
 
 def test_meta_propagation_refuses_edifices_weights(tmp_path: Path) -> None:
-    path = next(path for path in CASES if "small" in path.stem)
+    path = GOLDEN / "hymba_small.safetensors"
     with pytest.raises(ee.RequestError, match="meta_propagation True contradicts"):
         ee.build("hymba", weights=path, meta_propagation=True, output=tmp_path / "b")
     bare = tmp_path / "bare.safetensors"
-    write_safetensors(bare, read_checkpoint(path).tensors, {"module": "hymba"})
-    with pytest.raises(ee.RequestError, match="meta_tokens of Hymba has no counterpart in Edifice"):
-        ee.build("hymba", weights=bare, meta_propagation=True, output=tmp_path / "b")
+    bare.write_bytes(encode_safetensors(read_checkpoint(path).tensors, {"module": "hymba"}))
+    with pytest.raises(
+        ee.RequestError, match=r"meta_propagation True contradicts .* shapes say meta_propagation False"
+    ):
+        ee.build("hymba", weights=bare, meta_propagation=True, num_heads=4, output=tmp_path / "b")
+    propagated = ee.build("hymba", meta_propagation=True, output=tmp_path / "p", **TINY)
+    with pytest.raises(ee.RequestError, match="meta_tokens of hymba has no counterpart in Edifice"):
+        ee.to_edifice(load_file(propagated.file("weights.safetensors")), "hymba")
 
 
 def test_large_models_keep_their_weights_beside_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,6 +261,7 @@ def test_large_models_keep_their_weights_beside_them(tmp_path: Path, monkeypatch
         ee.load(tmp_path / "large")
 
 
+@any_architecture
 def test_a_failure_with_external_data_is_diagnosed_too(
     bundle: ee.Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from edifice_export.defaults import OPSETS
 from edifice_export.functions import LOWERINGS
 from edifice_export.link import link
+from edifice_export.runtime.providers import ORT_ERRORS
 from edifice_export.specification import TensorSpec
 from edifice_export.trace import trace
 from edifice_reference import ops
@@ -32,6 +33,25 @@ def selective_scan(draw: Draw, n: Sizes) -> tuple[Any, ...]:
     shape = (n["batch"], n["sequence"])
     step = torch.nn.functional.softplus(draw(*shape, n["channels"]))
     return draw(*shape, n["channels"]), step, rates, draw(*shape, n["state"]), draw(*shape, n["state"])
+
+
+def linear_scan(draw: Draw, n: Sizes) -> tuple[Any, ...]:
+    shape = (n["batch"], n["sequence"])
+    return draw(*shape, n["channels"]), -torch.exp(draw(*shape, 1))
+
+
+def diagonal_scan(draw: Draw, n: Sizes) -> tuple[Any, ...]:
+    x = draw(n["batch"], n["sequence"], n["channels"])
+    shape = (n["batch"], n["sequence"], n["state"])
+    return x, -torch.exp(draw(n["state"])), draw(*shape), draw(*shape)
+
+
+def cumulative_scan(draw: Draw, n: Sizes) -> tuple[Any, ...]:
+    return *diagonal_scan(draw, n), 1e-10
+
+
+def fft_conv(draw: Draw, n: Sizes) -> tuple[Any, ...]:
+    return draw(n["batch"], n["sequence"], n["channels"]), draw(max(n["sequence"], 70), n["channels"])
 
 
 def causal_conv1d(draw: Draw, n: Sizes) -> tuple[Any, ...]:
@@ -54,7 +74,17 @@ def floored_layer_norm(draw: Draw, n: Sizes) -> tuple[Any, ...]:
 
 
 ARGUMENTS: dict[str, Callable[[Draw, Sizes], tuple[Any, ...]]] = {
-    function.__name__: function for function in (selective_scan, causal_conv1d, causal_attention, floored_layer_norm)
+    function.__name__: function
+    for function in (
+        causal_attention,
+        causal_conv1d,
+        cumulative_scan,
+        diagonal_scan,
+        fft_conv,
+        floored_layer_norm,
+        linear_scan,
+        selective_scan,
+    )
 }
 """Arguments of each op for given sizes. An op without an entry fails the tests."""
 
@@ -89,6 +119,55 @@ def test_selective_scan_is_the_recurrence() -> None:
                 h[n] = math.exp(delta[0, t, channel] * a[channel, n]) * h[n] + b[0, t, n] * x[0, t, channel]
             expected = sum(float(c[0, t, n]) * h[n] for n in range(SIZES["state"]))
             assert ops.selective_scan(x, delta, a, b, c)[0, t, channel].item() == pytest.approx(expected, abs=1e-12)
+
+
+def test_linear_scan_is_the_recurrence() -> None:
+    x, _ = arguments("linear_scan", SIZES)
+    log_decay = -torch.rand(x.shape, dtype=torch.float64)
+    found = ops.linear_scan(x, log_decay)
+    h = np.zeros(x[:, 0].shape)
+    for t in range(SIZES["sequence"]):
+        h = np.exp(log_decay[:, t].numpy()) * h + x[:, t].numpy()
+        np.testing.assert_allclose(found[:, t], h, atol=1e-12)
+    shared = ops.linear_scan(x, log_decay[..., :1])
+    torch.testing.assert_close(shared, ops.linear_scan(x, log_decay[..., :1].expand_as(x).contiguous()))
+
+
+def test_diagonal_scan_is_a_selective_scan_of_constant_decay() -> None:
+    x, log_decay, b, c = arguments("diagonal_scan", SIZES)
+    expected = ops.selective_scan(x, torch.ones_like(x), log_decay[None], b, c)
+    torch.testing.assert_close(ops.diagonal_scan(x, log_decay, b, c), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_cumulative_scan_is_a_quotient_of_cumulative_products() -> None:
+    x, log_decay, b, c, epsilon = arguments("cumulative_scan", SIZES | {"sequence": 600})
+    product = torch.exp(torch.cumsum(log_decay.expand(600, -1), 0))[None, :, None]
+    h = product * torch.cumsum(b[:, :, None] * x[..., None] / (product + epsilon), 1)
+    expected = (c[:, :, None] * h).sum(-1)
+    torch.testing.assert_close(ops.cumulative_scan(x, log_decay, b, c, epsilon), expected, rtol=1e-9, atol=1e-9)
+
+
+def test_cumulative_scan_is_exact_until_something_has_decayed() -> None:
+    x, log_decay, b, c, epsilon = arguments("cumulative_scan", SIZES | {"sequence": 60})
+    exact = ops.diagonal_scan(x, log_decay / 30, b, c)
+    error = (ops.cumulative_scan(x, log_decay / 30, b, c, epsilon) - exact).abs().amax(dim=(0, 2))
+    assert error[:5].max() < 1e-8
+    far = (ops.cumulative_scan(x, log_decay, b, c, epsilon) - ops.diagonal_scan(x, log_decay, b, c)).abs()
+    assert far[:, 40:].max() > 0.1
+
+
+@pytest.mark.parametrize(("length", "window"), [(1, 1), (1, 5), (5, 5), (6, 9)])
+def test_fft_conv_is_the_sum_over_the_past(length: int, window: int) -> None:
+    x, kernel = torch.randn(2, length, 3, dtype=torch.float64), torch.randn(window, 3, dtype=torch.float64)
+    found = ops.fft_conv(x, kernel)
+    for t in range(length):
+        expected = sum(kernel[t - s] * x[:, s] for s in range(t + 1))
+        torch.testing.assert_close(found[:, t], expected, rtol=1e-12, atol=1e-12)
+
+
+def test_fft_conv_refuses_more_frames_than_its_kernel_has_taps() -> None:
+    with pytest.raises(ValueError, match="71 frames is longer than the kernel, which ends at 70"):
+        ops.fft_conv(torch.zeros(1, 71, 3), torch.zeros(70, 3))
 
 
 def test_causal_conv1d_is_the_sum() -> None:
@@ -153,12 +232,9 @@ class Calls(nn.Module):
         return self.op(*values)
 
 
-def lower(name: str, sizes: Sizes, opset: int = 20, rates: Tensor | None = None) -> tuple[ir.Model, onnx.ModelProto]:
-    """The op alone, traced in float32 and linked; with these rates in place of drawn ones, for a scan."""
-    drawn = list(arguments(name, sizes))
-    if rates is not None:
-        drawn[2] = rates
-    given = tuple(value.float() if isinstance(value, Tensor) else value for value in drawn)
+def lower(name: str, sizes: Sizes, opset: int = 20, given: tuple[Any, ...] = ()) -> tuple[ir.Model, onnx.ModelProto]:
+    """The op alone, traced in float32 and linked; with these arguments in place of drawn ones, if there are."""
+    given = tuple(value.float() if isinstance(value, Tensor) else value for value in given or arguments(name, sizes))
     module = Calls(name, given)
     streamed = [given[index] for index in module.streamed]
     # Keys that reach further back than queries have a length of their own.
@@ -230,15 +306,52 @@ def test_attention_sees_its_prefix(prefix: int, length: int) -> None:
     np.testing.assert_allclose(run(linked, list(given[:3])), ops.causal_attention(*given).numpy(), atol=1e-5)
 
 
-@pytest.mark.parametrize(("low", "high"), [(1e-3, 1e-3), (0.1, 0.1), (1e-3, 0.1), (20.0, 20.0)])
-def test_the_scan_is_exact_at_length_4096(low: float, high: float) -> None:
-    """With Hymba's rates, decays near 1 and near 0: both ends of its step's range, and far above."""
-    sizes = SIZES | {"prefix": 0}
-    x, _, _, b, c = arguments("selective_scan", sizes | {"batch": 1, "sequence": 4096}, 3)
-    a = -torch.arange(1.0, sizes["state"] + 1, dtype=torch.float64)[None]
-    _, linked = lower("selective_scan", sizes, rates=a)
-    delta = torch.linspace(low, high, 4096, dtype=torch.float64)[None, :, None].expand(1, 4096, sizes["channels"])
-    values = [value.float().double() for value in (x, delta.contiguous(), a, b, c)]
-    expected = ops.selective_scan(*values).numpy()
-    found = run(linked, [values[0], values[1], values[3], values[4]])
+LONG = 4096
+
+
+def exact_at_length(name: str, given: tuple[Any, ...]) -> None:
+    """Asserts 1e-5 of the largest value, against float64 and the same float32 arguments, at a length of LONG."""
+    _, linked = lower(name, SIZES, given=given)
+    values = tuple(value.float().double() if isinstance(value, Tensor) else value for value in given)
+    expected = getattr(ops, name)(*values).numpy()
+    found = run(linked, [values[index] for index in Calls(name, values).streamed])
     assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
+# Decays of a frame from exp(-1e-5), of which all of the sequence is left, to exp(-20), of which nothing is.
+each_rate = pytest.mark.parametrize("rate", [1e-5, 1.12e-4, 1.37e-3, 0.0113, 0.1, 1.0, 20.0])
+
+
+@pytest.mark.parametrize(("low", "high"), [(1e-3, 1e-3), (1.37e-3, 1.37e-3), (0.1, 0.1), (1e-3, 0.1), (20.0, 20.0)])
+def test_the_selective_scan_is_exact_at_length_4096(low: float, high: float) -> None:
+    """With Hymba's rates, decays near 1 and near 0: both ends of its step's range, and far above."""
+    x, _, _, b, c = arguments("selective_scan", SIZES | {"batch": 1, "sequence": LONG}, 3)
+    a = -torch.arange(1.0, SIZES["state"] + 1, dtype=torch.float64)[None]
+    delta = torch.linspace(low, high, LONG, dtype=torch.float64)[None, :, None].expand(1, LONG, SIZES["channels"])
+    exact_at_length("selective_scan", (x, delta.contiguous(), a, b, c))
+
+
+@each_rate
+def test_the_linear_scan_is_exact_at_length_4096(rate: float) -> None:
+    x, _ = arguments("linear_scan", SIZES | {"batch": 1, "sequence": LONG}, 3)
+    exact_at_length("linear_scan", (x, torch.full_like(x[..., :1], -rate)))
+
+
+@each_rate
+def test_the_diagonal_scan_is_exact_at_length_4096(rate: float) -> None:
+    x, _, b, c = arguments("diagonal_scan", SIZES | {"batch": 1, "sequence": LONG}, 3)
+    exact_at_length("diagonal_scan", (x, -rate * torch.arange(1.0, SIZES["state"] + 1, dtype=torch.float64), b, c))
+
+
+@pytest.mark.parametrize("window", [1, 2, 3, 4, 5, 7, 31, 64, 65, 1000, LONG])
+def test_the_fft_conv_is_exact_for_every_window(window: int) -> None:
+    """And for every length up to it; a longer sequence is refused by the graph itself."""
+    x, kernel = arguments("fft_conv", SIZES | {"sequence": window}, 3)
+    kernel = kernel[:window]
+    _, linked = lower("fft_conv", SIZES, given=(x, kernel))
+    for length in sorted({1, (window + 1) // 2, window - 1 or 1, window}):
+        expected = ops.fft_conv(x[:, :length].float().double(), kernel.float().double()).numpy()
+        assert np.abs(run(linked, [x[:, :length]]) - expected).max() <= 1e-6 * np.abs(expected).max()
+    for length in (window + 1, window + 2, 2 * window + 3):
+        with pytest.raises(ORT_ERRORS):
+            run(linked, [torch.zeros(2, length, 3)])

@@ -11,12 +11,14 @@ import pytest
 from edifice_reference.config import describe_range
 from edifice_reference.registry import ARCHITECTURES, Architecture
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+ARCHITECTURES_PAGE = (ROOT / "docs/architectures.md").read_text()
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES.values(), ids=lambda known: known.name)
 def test_the_table_of_options_is_the_config(architecture: Architecture) -> None:
-    table = README.split(f"### Options of `build {architecture.name}`")[1].split("\n\n")[1]
+    table = ARCHITECTURES_PAGE.split(f"### Options of `build {architecture.name}`")[1].split("\n\n")[1]
     rows = re.findall(r"^\| `--([a-z-]+)` \| (.+?) \| (.+?) \| (.+?) \|$", table, re.MULTILINE)
     expected = [
         (
@@ -40,8 +42,9 @@ def test_the_commands_for_a_fresh_machine_are_there() -> None:
 
 
 def test_every_link_leads_somewhere() -> None:
-    for target in re.findall(r"\]\((?!http)([^)]+)\)", README):
-        if target.startswith("#"):
-            assert re.search(rf"^## {target[1:]}$", README, re.MULTILINE | re.IGNORECASE)
-        else:
-            assert (Path(__file__).parents[1] / target).exists()
+    for folder, text in ((ROOT, README), (ROOT / "docs", ARCHITECTURES_PAGE)):
+        for target in re.findall(r"\]\((?!http)([^)]+)\)", text):
+            if target.startswith("#"):
+                assert re.search(rf"^## {target[1:]}$", text, re.MULTILINE | re.IGNORECASE)
+            else:
+                assert (folder / target).exists()

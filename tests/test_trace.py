@@ -19,7 +19,7 @@ import edifice_export as ee
 from edifice_export.errors import CheckError
 from edifice_export.link import link
 from edifice_export.specification import TensorSpec
-from edifice_export.trace import check_length_independent, check_symbolic, trace
+from edifice_export.trace import check_length_independent, check_symbolic, export_program, trace
 from edifice_reference.config import NUMERICS
 from edifice_reference.layers import initialize
 from edifice_reference.registry import ARCHITECTURES, Architecture
@@ -127,19 +127,32 @@ class RemembersTheTracedLength(LoopOverTime):
         return x[:, -1] * self.weight * float(size)
 
 
-def test_a_constant_made_of_the_traced_length_is_refused() -> None:
-    with pytest.raises(CheckError, match="depends on the traced size"):
-        trace(RemembersTheTracedLength(), [INPUT], [OUTPUT], 20)
-
-
 class Doubles(LoopOverTime):
     def forward(self, x: Tensor) -> Tensor:
         return x[:, -1] * self.weight * 2
 
 
+class LastFrame(LoopOverTime):
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:, -1] * self.weight
+
+
+class HoldsATableOfTheTracedLength(LoopOverTime):
+    """Smuggles it into the values of a constant whose shape it leaves alone."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        size = torch.fx.experimental.symbolic_shapes.guarding_hint_or_throw(x.shape[1])
+        return x[:, -1] * self.weight * torch.tensor([1.0, 2.0, 3.0, float(size)])
+
+
+@pytest.mark.parametrize("module", [RemembersTheTracedLength, HoldsATableOfTheTracedLength])
+def test_a_constant_made_of_the_traced_length_is_refused(module: type[nn.Module]) -> None:
+    with pytest.raises(CheckError, match="depends on the traced size"):
+        trace(module(), [INPUT], [OUTPUT], 20)
+
+
 def test_the_guards_see_what_differs() -> None:
-    good, other = (trace(module(), [INPUT], [OUTPUT], 20) for module in (Doubles, Doubles))
-    check_length_independent(good, other)
+    good = trace(Doubles(), [INPUT], [OUTPUT], 20)
     check_symbolic(good, [INPUT], [OUTPUT])
     with pytest.raises(CheckError, match=r"y was declared \[batch, 5\] and exported as \[batch, 4\]"):
         check_symbolic(good, [INPUT], [TensorSpec("y", "float32", ("batch", 5))])
@@ -148,10 +161,11 @@ def test_the_guards_see_what_differs() -> None:
     good.graph.inputs[0].shape = ir.Shape([2, ir.SymbolicDim("sequence"), 4])
     with pytest.raises(CheckError, match="should stay free was frozen"):
         check_symbolic(good, [INPUT], [OUTPUT])
-    last = list(other.graph)[-1]
-    other.graph.append(ir.node("Neg", [last.outputs[0]]))
-    with pytest.raises(CheckError, match="depends on the traced size"):
-        check_length_independent(good, other)
+    one, same, other = (export_program(module(), [INPUT]) for module in (Doubles, Doubles, LastFrame))
+    check_length_independent(one, same)
+    for pair in ((one, other), (other, one)):
+        with pytest.raises(CheckError, match="depends on the traced size"):
+            check_length_independent(*pair)
 
 
 def test_a_good_module_runs_at_every_length() -> None:

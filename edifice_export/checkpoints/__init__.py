@@ -1,6 +1,19 @@
 """Weights from files into reference models, and back: one format per file. No file can run code."""
 
 from .checkpoint import Checkpoint, load_into, read_checkpoint
-from .safetensors import write_safetensors
+from .edifice import from_edifice, recognise, to_edifice
+from .options import configure, own_metadata, untold_options
+from .safetensors import encode_safetensors
 
-__all__ = ["Checkpoint", "load_into", "read_checkpoint", "write_safetensors"]
+__all__ = [
+    "Checkpoint",
+    "configure",
+    "encode_safetensors",
+    "from_edifice",
+    "load_into",
+    "own_metadata",
+    "read_checkpoint",
+    "recognise",
+    "to_edifice",
+    "untold_options",
+]

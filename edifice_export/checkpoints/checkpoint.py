@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edifice_reference.config import NUMERICS
+from edifice_reference.config import NUMERICS, Shapes
 from edifice_reference.registry import ARCHITECTURES, Architecture
 
 from ..errors import RequestError
 from . import edifice
+from .format_error import FormatError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 __all__ = ["Checkpoint", "load_into", "read_checkpoint"]
+
+FORMATS = "safetensors, Edifice's .nx checkpoints, and what Nx.serialize writes (.axon among it)"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,37 +46,33 @@ class Checkpoint:
         """Whether the tensors bear Edifice's names."""
         return edifice.has_edifice_names(self.tensors)
 
+    def shapes(self, architecture: Architecture) -> Shapes:
+        """Shapes of the tensors by the names and in the layout of a reference model; tensors not of it are left out."""
+        shapes = {}
+        for name, tensor in self.tensors.items():
+            own = edifice.from_edifice_name(name, architecture) if self.is_edifice else name
+            if own is not None:
+                shapes[own] = tuple(edifice.reverse_axes(tensor, own).shape if self.is_edifice else tensor.shape)
+        return shapes
+
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Reads a weights file.
+    """Reads a weights file; its bytes, not its name, say which format it is.
 
     Raises:
-        RequestError: the file is missing, unreadable, of an unknown format, or says something that can't be used.
+        RequestError: the file is missing, unreadable, damaged, of an unknown format, or says something that can't be
+            used.
     """
     try:
+        if not path.exists():
+            raise RequestError(f"weights {path}: there is no such file; check the path")
+        if not path.is_file():
+            raise RequestError(f"weights {path}: is not a file; give {FORMATS}")
         return _read(path)
+    except FormatError as error:
+        raise RequestError(f"weights {path}: {error}") from error
     except OSError as error:
-        raise RequestError(
-            f"--weights {path}: can't be read: {error.strerror}; check the path and its rights"
-        ) from error
-
-
-def _read(path: Path) -> Checkpoint:
-    from .safetensors import read_safetensors
-
-    if not path.exists():
-        raise RequestError(f"--weights {path}: there is no such file")
-    if not path.is_file():
-        raise RequestError(f"--weights {path}: is not a file; give a .safetensors file")
-    if path.suffix != ".safetensors":
-        raise RequestError(f"--weights {path}: {path.suffix or 'no suffix'} is no known format; give .safetensors")
-    tensors, metadata = read_safetensors(path)
-    architecture = _architecture(path, metadata.get("module"))
-    options = edifice.parse_options(path, metadata["options"]) if "options" in metadata else None
-    numerics = metadata.get("numerics", "edifice" if edifice.has_edifice_names(tensors) else "standard")
-    if numerics not in NUMERICS:
-        raise RequestError(f"--weights {path}: its metadata says numerics {numerics!r}, not {' or '.join(NUMERICS)}")
-    return Checkpoint(path, tensors, architecture, options, numerics)
+        raise RequestError(f"weights {path}: can't be read: {error.strerror}; check the path and its rights") from error
 
 
 def load_into(model: nn.Module, architecture: Architecture, checkpoint: Checkpoint) -> None:
@@ -84,30 +84,87 @@ def load_into(model: nn.Module, architecture: Architecture, checkpoint: Checkpoi
     """
     import torch
 
-    try:
-        names = edifice.to_edifice_names(model, architecture) if checkpoint.is_edifice else None
-    except RequestError as error:
-        raise RequestError(f"--weights {checkpoint.path}: {error}") from error
     parameters = dict(model.named_parameters())
-    named = {(names[name] if names else name): name for name in parameters}
+    as_edifice = checkpoint.is_edifice
+    try:
+        named = {edifice.to_edifice_name(name, architecture) if as_edifice else name: name for name in parameters}
+    except RequestError as error:
+        raise RequestError(f"weights {checkpoint.path}: {error}") from error
     _check_names(checkpoint, architecture, set(named))
     with torch.no_grad():
         for file_name, name in named.items():
             parameter = parameters[name]
-            expected = edifice.reverse_axes(parameter, name) if names else parameter
+            expected = edifice.reverse_axes(parameter, name) if as_edifice else parameter
             tensor = checkpoint.tensors[file_name]
             _check_tensor(checkpoint.path, file_name, tensor, expected)
-            parameter.copy_(edifice.reverse_axes(tensor, name) if names else tensor)
+            parameter.copy_(edifice.reverse_axes(tensor, name) if as_edifice else tensor)
 
 
-def _architecture(path: Path, module: str | None) -> Architecture | None:
-    if module is None:
-        return None
+def _read(path: Path) -> Checkpoint:
+    with path.open("rb") as file:
+        start = file.read(16)
+    if not start:
+        raise FormatError("the file is empty; copy it again")
+    if start.startswith(b"nx"):
+        from .nx import read_nx
+
+        return Checkpoint(path, read_nx(path.read_bytes()), None, None, "edifice")
+    # After five bytes of header: Nx.serialize, zlib, or an Erlang term. In safetensors this is the 2^40s of a length.
+    if start[0] in (0, 1) and start[5:6] in (b"n", b"\x78", b"\x83"):
+        return _read_nx_checkpoint(path)
+    if start[8:9] == b"{":
+        return _read_safetensors(path)
+    if start.startswith((b"PK\x03\x04", b"\x80")):
+        raise FormatError("is a pickle, which can run code; save a state_dict() with safetensors.torch.save_file")
+    raise FormatError(f"is of no known format, or damaged at its beginning; give {FORMATS}")
+
+
+def _read_safetensors(path: Path) -> Checkpoint:
+    from .safetensors import read_safetensors
+
+    tensors, metadata = read_safetensors(path)
+    architecture = _architecture(metadata["module"]) if "module" in metadata else None
+    options = _parse_options(metadata["options"]) if "options" in metadata else None
+    numerics = metadata.get("numerics", "edifice" if edifice.has_edifice_names(tensors) else "standard")
+    if numerics not in NUMERICS:
+        raise FormatError(f"its metadata says numerics {numerics!r}, not {' or '.join(NUMERICS)}")
+    return Checkpoint(path, tensors, architecture, options, numerics)
+
+
+def _read_nx_checkpoint(path: Path) -> Checkpoint:
+    from .nx_checkpoint import read_nx_checkpoint, spec_of
+
+    tensors, metadata = read_nx_checkpoint(path.read_bytes())
+    spec = spec_of(metadata)
+    if spec is None:
+        return Checkpoint(path, tensors, None, None, "edifice")
+    return Checkpoint(path, tensors, _architecture(spec[0]), _rename_options(spec[1]), "edifice")
+
+
+def _architecture(module: str) -> Architecture:
     for architecture in ARCHITECTURES.values():
-        if module in (architecture.name, architecture.edifice_module):
+        if module in (architecture.name, architecture.edifice_module, f"Elixir.{architecture.edifice_module}"):
             return architecture
     known = ", ".join(architecture.edifice_module for architecture in ARCHITECTURES.values())
-    raise RequestError(f"--weights {path}: made with {module!r}, which is not known here; known are {known}")
+    raise FormatError(f"made with {module!r}, which is not known here; known are {known}")
+
+
+def _parse_options(text: str) -> dict[str, Any]:
+    try:
+        options = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"its metadata `options` is not JSON: {error}") from error
+    if not isinstance(options, dict):
+        raise FormatError(f"its metadata `options` is not a JSON object but a {type(options).__name__}")
+    return _rename_options(options)
+
+
+def _rename_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Without those of no value; `seq_len`, which Edifice takes in place of window_size, becomes that."""
+    options = {name: value for name, value in options.items() if value is not None}
+    if "seq_len" in options:
+        options["window_size"] = options.pop("seq_len")
+    return options
 
 
 def _check_names(checkpoint: Checkpoint, architecture: Architecture, expected: set[str]) -> None:
@@ -116,7 +173,7 @@ def _check_names(checkpoint: Checkpoint, architecture: Architecture, expected: s
         name
         for name, tensor in checkpoint.tensors.items()
         # Edifice writes parameters of size zero, such as the keys of no meta tokens.
-        if name not in expected and (tensor.numel() > 0 or not edifice.is_known(name, architecture))
+        if name not in expected and (tensor.numel() > 0 or edifice.from_edifice_name(name, architecture) is None)
     )
     problems = [
         f"{len(names)} {kind} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
@@ -125,7 +182,7 @@ def _check_names(checkpoint: Checkpoint, architecture: Architecture, expected: s
     ]
     if problems:
         raise RequestError(
-            f"--weights {checkpoint.path}: its tensors are not those of the model that was asked for: "
+            f"weights {checkpoint.path}: its tensors are not those of the {architecture.name} that was asked for: "
             f"{' and '.join(problems)}; check the architecture and its options"
         )
 
@@ -133,17 +190,17 @@ def _check_names(checkpoint: Checkpoint, architecture: Architecture, expected: s
 def _check_tensor(path: Path, name: str, tensor: Tensor, expected: Tensor) -> None:
     if tensor.shape != expected.shape:
         raise RequestError(
-            f"--weights {path}: {name} should be {list(expected.shape)} and is {list(tensor.shape)}; check the options"
+            f"weights {path}: {name} should be {list(expected.shape)} and is {list(tensor.shape)}; check the options"
         )
     if tensor.dtype != expected.dtype:
         raise RequestError(
-            f"--weights {path}: {name} should be {_dtype(expected)} and is {_dtype(tensor)}; convert it before"
+            f"weights {path}: {name} should be {_dtype(expected)} and is {_dtype(tensor)}; convert it before"
         )
     finite = tensor.isfinite()
     if not finite.all():
         place = (~finite).nonzero()[0]
         raise RequestError(
-            f"--weights {path}: {name} holds {tensor[tuple(place)].item()} at {place.tolist()}; give finite weights"
+            f"weights {path}: {name} holds {tensor[tuple(place)].item()} at {place.tolist()}; give finite weights"
         )
 
 

@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import RequestError
+from .format_error import FormatError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["read_safetensors", "write_safetensors"]
+__all__ = ["encode_safetensors", "read_safetensors"]
 
 _RECORDED = ("state_sequence", "output", "output_f64")
 """Names of an input and its outputs that an exporter may have recorded beside the parameters."""
@@ -24,39 +24,34 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     A recorded example (state_sequence, output) beside the parameters is left out.
 
     Raises:
-        RequestError: the file is empty, truncated, or not safetensors.
+        FormatError: the file is truncated, damaged, or not safetensors.
     """
     from safetensors import SafetensorError, safe_open
 
-    if path.stat().st_size == 0:
-        raise RequestError(f"--weights {path}: the file is empty")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = dict(file.metadata() or {})
             tensors = {name: file.get_tensor(name) for name in file.keys() if name not in _RECORDED}  # noqa: SIM118
     except (SafetensorError, ValueError) as error:
-        raise RequestError(
-            f"--weights {path}: damaged, truncated or not safetensors ({error}); copy it again"
-        ) from error
+        raise FormatError(f"damaged, truncated or not safetensors ({error}); copy it again") from error
     return _with_slashes(tensors), metadata
 
 
-def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Writes tensors under their names, with metadata, in bytes that depend on nothing else.
-
-    Raises:
-        OSError: the file can't be written.
-    """
+def encode_safetensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+    """A safetensors file of tensors under their names, with metadata; the bytes depend on nothing else."""
     from safetensors.torch import save
 
     data = save({name: tensor.contiguous() for name, tensor in tensors.items()}, dict(metadata))
     # The library writes metadata in an order that changes from run to run: write the header again, in order.
     end = 8 + int.from_bytes(data[:8], "little")
     header = json.loads(data[8:end])
-    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    if metadata:
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    else:
+        header.pop("__metadata__", None)
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    path.write_bytes(len(text).to_bytes(8, "little") + text + data[end:])
+    return b"".join((len(text).to_bytes(8, "little"), text, memoryview(data)[end:]))
 
 
 def _with_slashes(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -10,16 +10,20 @@ __all__ = ["SelectiveScan"]
 @script(EDIFICE, default_opset=op)
 def SelectiveScan(x, delta, a, b, c):
     """A Scan over time. The state is kept as [batch, state, channels], which makes the outer product of b and x and the
-    read-out with c matrix products; the step is discretised inside, so that memory grows with T * channels only.
+    read-out with c matrix products; the step is discretised inside, so that memory grows with T * channels only. Of the
+    decay exp(z) it is exp(z) - 1 = 2 t / (1 - t), t = tanh(z / 2), that is computed, see LinearScan.
     """
-    rates = op.Transpose(a, perm=[1, 0])
+    one = op.CastLike(op.Constant(value_float=1.0), x)
+    half = op.CastLike(op.Constant(value_float=0.5), x)
+    half_rates = op.Transpose(a, perm=[1, 0]) * half
     shape = op.Concat(op.Shape(x, start=0, end=1), op.Shape(a, start=1, end=2), op.Shape(x, start=2, end=3), axis=0)
     initial = op.CastLike(op.ConstantOfShape(shape), x)
 
     @graph()
     def step(h, x_t, delta_t, b_t, c_t):
-        decay = op.Exp(op.Unsqueeze(delta_t, [1]) * rates)
-        h_next = decay * h + op.MatMul(op.Unsqueeze(b_t, [2]), op.Unsqueeze(x_t, [1]))
+        t = op.Tanh(op.Unsqueeze(delta_t, [1]) * half_rates)
+        change = (t + t) / (one - t)
+        h_next = h + (change * h + op.MatMul(op.Unsqueeze(b_t, [2]), op.Unsqueeze(x_t, [1])))
         y_t = op.Squeeze(op.MatMul(op.Unsqueeze(c_t, [1]), h_next), [1])
         h_out = op.Identity(h_next)
         return h_out, y_t

@@ -22,6 +22,7 @@ class Model:
         bundle: where it comes from.
         input: what it takes, state_sequence float32 [batch, sequence, embed_dim].
         output: what it gives, output float32 [batch, hidden_size].
+        max_sequence: the most frames that it takes at once, or None where any number will do.
         placement: nodes run by each provider, by short name.
         passed_over: providers that were preferred and are not usable, and why.
     """
@@ -33,6 +34,7 @@ class Model:
         self.session = open_session(bundle.file(graph.model), providers, threads, optimization)
         self.placement = placement(self.session)
         self.passed_over = {short: reason for short in providers if (reason := why_not_usable(short)) is not None}
+        self.max_sequence = graph.max_sequence
         self._check_signature()
 
     @property
@@ -55,10 +57,16 @@ class Model:
             float32 [batch, hidden_size], or [hidden_size].
 
         Raises:
-            RequestError: another rank, width or dtype, no frame at all, or a NaN or infinity.
+            RequestError: another rank, width or dtype, no frame at all, more than max_sequence, or a NaN or infinity.
             CheckError: ONNX Runtime could not run it.
         """
         check_array(state_sequence, self.input)
+        if self.max_sequence is not None and state_sequence.shape[-2] > self.max_sequence:
+            raise RequestError(
+                f"{self.input.name}: got {state_sequence.shape[-2]} frames, and {self.bundle.manifest.architecture} "
+                f"can't compute more than the window of {self.max_sequence} that it was made for; give the last "
+                f"{self.max_sequence}, or train and build it with a larger window_size"
+            )
         batched = state_sequence.ndim == 3
         feed = np.ascontiguousarray(state_sequence if batched else state_sequence[None])
         try:

@@ -1,0 +1,93 @@
+"""The options of a model: those asked for, those that a weights file states, those that its tensors' shapes tell."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from edifice_reference.config import Config, OptionError
+from edifice_reference.registry import Architecture
+
+from ..errors import RequestError
+from .checkpoint import Checkpoint
+
+__all__ = ["configure", "own_metadata", "untold_options"]
+
+
+def configure(architecture: Architecture, checkpoint: Checkpoint | None, given: Mapping[str, Any]) -> Config:
+    """The options of a model: what a checkpoint says or tells of them, and what was given besides.
+
+    A checkpoint that states options was made with those, and with the defaults of the others. Of one that states none,
+    the shapes of the tensors tell most, and what they can't tell must be given.
+
+    Raises:
+        RequestError: the checkpoint is of another architecture; an option is unknown, contradicts the checkpoint, or is
+            needed and neither given nor told.
+        OptionError: an option that was given is out of its range.
+    """
+    _check_given(architecture, checkpoint, given)
+    if checkpoint is None:
+        return architecture.config_class(**given)
+    untold = untold_options(architecture, checkpoint, given)
+    if untold:
+        flags = " ".join(f"--{name.replace('_', '-')}" for name in untold)
+        raise RequestError(
+            f"weights {checkpoint.path}: does not say {' and '.join(untold)}, which no tensor's shape tells and which "
+            f"the output depends on; give {flags}"
+        )
+    options = _told(architecture, checkpoint, given)
+    stated = checkpoint.options is not None
+    try:
+        config = architecture.config_class(**options)
+    except OptionError as error:
+        cause = "made with options" if stated else "the shapes of its tensors and the options given make a model"
+        raise RequestError(f"weights {checkpoint.path}: {cause} that can't be: {error}") from error
+    source = "was made with" if stated else "has tensors whose shapes say"
+    for name, value in given.items():
+        if value != getattr(config, name):
+            raise RequestError(
+                f"{name} {value} contradicts weights {checkpoint.path}, which {source} {name} "
+                f"{getattr(config, name)}; leave the option out"
+            )
+    return config
+
+
+def untold_options(architecture: Architecture, checkpoint: Checkpoint, given: Mapping[str, Any]) -> list[str]:
+    """The options that change the output and that neither the checkpoint nor its shapes nor the caller says."""
+    if checkpoint.options is not None:
+        return []
+    fields = dataclasses.fields(architecture.config_class)
+    return [field.name for field in fields if field.metadata["untold"] and field.name not in given]
+
+
+def own_metadata(architecture: str, options: Mapping[str, Any] | None, numerics: str) -> dict[str, str]:
+    """What this project writes into a safetensors file beside the tensors; without options if not all are known."""
+    metadata = {"module": architecture, "numerics": numerics}
+    return metadata if options is None else {**metadata, "options": json.dumps(dict(options), sort_keys=True)}
+
+
+def _told(architecture: Architecture, checkpoint: Checkpoint, given: Mapping[str, Any]) -> dict[str, Any]:
+    if checkpoint.options is not None:
+        return dict(checkpoint.options)
+    told = architecture.config_class.told_by(checkpoint.shapes(architecture), given)
+    return {**given, **{name: value for name, value in told.items() if value is not None}}
+
+
+def _check_given(architecture: Architecture, checkpoint: Checkpoint | None, given: Mapping[str, Any]) -> None:
+    known = {field.name for field in dataclasses.fields(architecture.config_class)}
+    stated: Mapping[str, Any] = {}
+    if checkpoint is not None:
+        stated = checkpoint.options or {}
+        if checkpoint.architecture not in (None, architecture):
+            raise RequestError(
+                f"weights {checkpoint.path}: made with {checkpoint.architecture.name}, "
+                f"and {architecture.name} was asked for; ask for that, or give other weights"
+            )
+    for source, names in (("", given), (f"weights {checkpoint.path}: " if checkpoint else "", stated)):
+        unknown = sorted(set(names) - known)
+        if unknown:
+            raise RequestError(
+                f"{source}unknown option {unknown[0]!r} of {architecture.name}; there are {', '.join(sorted(known))}"
+            )

@@ -1,0 +1,29 @@
+"""edifice::DiagonalScan, see edifice_reference.ops.diagonal_scan."""
+
+from onnxscript import graph, script
+
+from .domain import EDIFICE, op
+
+__all__ = ["DiagonalScan"]
+
+
+@script(EDIFICE, default_opset=op)
+def DiagonalScan(x, log_decay, b, c):
+    """A Scan over time whose state is [batch, state, channels], as in SelectiveScan; the decay is made once."""
+    one = op.CastLike(op.Constant(value_float=1.0), x)
+    half = op.CastLike(op.Constant(value_float=0.5), x)
+    t = op.Unsqueeze(op.Tanh(log_decay * half), op.Constant(value_ints=[1]))
+    change = (t + t) / (one - t)
+    shape = op.Concat(op.Shape(x, start=0, end=1), op.Shape(b, start=2, end=3), op.Shape(x, start=2, end=3), axis=0)
+    initial = op.CastLike(op.ConstantOfShape(shape), x)
+
+    @graph()
+    def step(h, x_t, b_t, c_t):
+        added = op.MatMul(op.Unsqueeze(b_t, [2]), op.Unsqueeze(x_t, [1]))
+        h_next = h + (change * h + added)
+        y_t = op.Squeeze(op.MatMul(op.Unsqueeze(c_t, [1]), h_next), [1])
+        h_out = op.Identity(h_next)
+        return h_out, y_t
+
+    _final, y = op.Scan(initial, x, b, c, body=step, num_scan_inputs=3, scan_input_axes=[1, 1, 1], scan_output_axes=[1])
+    return y

@@ -1,0 +1,177 @@
+"""Hyena: long convolutions whose kernels a small network writes, and gates between them, in place of attention.
+
+    state_sequence [B, T, E]
+          |
+    input_projection                absent if E == D
+          |
+    +-> norm -> conv -> proj -> v, x_1, ..., x_order
+    |                           |
+    |                           y = v
+    |                           y = long_conv(y, filter_j) * x_j     for j = 1 to order
+    |                           |
+    +------------- + <------ out_proj
+    |              |                                                 num_layers times
+    +-> ffn_norm -> ffn -> +
+                           |
+    final_norm, last timestep -> output [B, D]
+
+A convolution as long as the window lets every frame reach every later one; multiplying by a gate between two of them
+makes the whole depend on the input as attention's weights do. The kernels are not free parameters: a network of three
+layers with sines maps each position of the window to a tap for each channel, so their number does not grow with the
+window, and they do not depend on the input.
+
+The kernels are made for one window: positions are spread from 0 to 1 over its S frames. A shorter sequence uses their
+first taps; a longer one can't be computed.
+
+    B  batch              T  sequence (frames), at most S    E  embed_dim
+    D  hidden_size        S  window_size                     F  filter_size
+
+Options (HyenaConfig):
+    order         how many long convolutions and gates follow each other
+    filter_size   width of the network that makes a kernel
+    window_size   frames that the kernels are made for; changes the output
+    dropout       in training, on both branches before they join the residual stream
+    the others    as in every architecture: config.Config
+
+References:
+    Edifice.SSM.Hyena, whose block this is: no skip term, no window function on the kernels.
+    Poli et al., Hyena Hierarchy: Towards Larger Convolutional Language Models, arXiv 2302.10866.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from . import ops
+from .backbone import Backbone
+from .config import MAX_WINDOW, Config, Numerics, Shapes, option, size_of
+from .layers import CausalConv1d, GatedFeedForward, LayerNorm
+
+__all__ = ["EDIFICE_NAMES", "Hyena", "HyenaConfig"]
+
+CONV_SIZE = 3
+
+EDIFICE_NAMES = {
+    "input_projection": "input_projection",
+    "blocks.{}.norm": "hyena_block_{}_norm",
+    "blocks.{}.conv": "hyena_block_{}_short_dw_conv",
+    "blocks.{}.proj": "hyena_block_{}_proj",
+    "blocks.{}.filters.[].dense1": "hyena_block_{}_filter[]_dense1",
+    "blocks.{}.filters.[].dense2": "hyena_block_{}_filter[]_dense2",
+    "blocks.{}.filters.[].dense3": "hyena_block_{}_filter[]_dense3",
+    "blocks.{}.out_proj": "hyena_block_{}_out_proj",
+    "blocks.{}.ffn_norm": "hyena_block_{}_ffn_norm",
+    "blocks.{}.ffn.gate": "hyena_block_{}_ffn_gate",
+    "blocks.{}.ffn.up": "hyena_block_{}_ffn_up",
+    "blocks.{}.ffn.down": "hyena_block_{}_ffn_down",
+    "final_norm": "final_norm",
+}
+"""Edifice's layer of each module; {} is the block, from 0 here and from 1 there; [] the filter, from 0 in both."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HyenaConfig(Config):
+    """Options of Hyena, with the defaults of Edifice.SSM.Hyena.build/1."""
+
+    window_binds: ClassVar[bool] = True
+
+    dropout: float = option(0.1, minimum=0, below=1, help="dropout rate in training; inference has none")
+    window_size: int = option(
+        60,
+        minimum=1,
+        maximum=MAX_WINDOW,
+        untold=True,
+        help="frames that the filters are made for, and the most there can be",
+    )
+    order: int = option(2, minimum=1, maximum=64, help="long convolutions and gates in a block")
+    filter_size: int = option(64, minimum=1, maximum=4096, help="width of the network that makes a filter")
+
+    @property
+    def param_count(self) -> int:
+        """Edifice.SSM.Hyena.param_count/1: approximate, the matrices and little else."""
+        d, f = self.hidden_size, self.filter_size
+        projection = self.embed_dim * d if self.embed_dim != d else 0
+        filters = self.order * (f + f * f + f * d)
+        return projection + self.num_layers * ((self.order + 2) * d * d + CONV_SIZE * d + filters + 3 * d * 4 * d)
+
+    @classmethod
+    def recommended_defaults(cls) -> dict[str, Any]:
+        """Edifice.SSM.Hyena.recommended_defaults/0: the build defaults."""
+        return {
+            "hidden_size": 256,
+            "order": 2,
+            "filter_size": 64,
+            "num_layers": 4,
+            "window_size": 60,
+            "dropout": 0.1,
+        }
+
+    @classmethod
+    def told_by(cls, shapes: Shapes, given: Mapping[str, Any]) -> dict[str, Any]:
+        """See Config.told_by."""
+        told = super().told_by(shapes, given)
+        d, projected = told["hidden_size"], size_of(shapes, "blocks.0.proj.weight", 0)
+        told["order"] = projected // d - 1 if d and projected else None
+        told["filter_size"] = size_of(shapes, "blocks.0.filters.0.dense1.weight", 0)
+        return told
+
+
+class ImplicitFilter(nn.Module):
+    """A network from positions to taps: dense, sine, dense, sine, dense. It takes no input: it makes one filter."""
+
+    positions: Tensor
+
+    def __init__(self, config: HyenaConfig) -> None:
+        super().__init__()
+        f = config.filter_size
+        self.dense1 = nn.Linear(1, f)
+        self.dense2 = nn.Linear(f, f)
+        self.dense3 = nn.Linear(f, config.hidden_size)
+        # In float32 whatever the model computes in, as Edifice has them.
+        steps = torch.arange(config.window_size, dtype=torch.float32)
+        self.register_buffer("positions", (steps / max(config.window_size - 1, 1))[:, None], persistent=False)
+
+    def forward(self) -> Tensor:
+        """[S, D], the current frame's tap first."""
+        return self.dense3(torch.sin(self.dense2(torch.sin(self.dense1(self.positions)))))
+
+
+class Block(nn.Module):
+    """x + out_proj(gated long convolutions of conv(norm(x))), then x + ffn(ffn_norm(x))."""
+
+    def __init__(self, config: HyenaConfig, numerics: Numerics) -> None:
+        super().__init__()
+        d = config.hidden_size
+        self.norm = LayerNorm(d, numerics)
+        self.conv = CausalConv1d(d, CONV_SIZE)
+        self.proj = nn.Linear(d, (config.order + 1) * d)
+        self.filters = nn.ModuleList(ImplicitFilter(config) for _ in range(config.order))
+        self.out_proj = nn.Linear(d, d)
+        self.ffn_norm = LayerNorm(d, numerics)
+        self.ffn = GatedFeedForward(d)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, T, D] -> [B, T, D]."""
+        y, *gates = self.proj(self.conv(self.norm(x))).chunk(len(self.filters) + 1, dim=-1)
+        for make_filter, gate in zip(self.filters, gates, strict=True):
+            y = ops.fft_conv(y, make_filter()) * gate
+        x = x + self.dropout(self.out_proj(y))
+        return x + self.dropout(self.ffn(self.ffn_norm(x)))
+
+
+class Hyena(Backbone):
+    """Hyena, from a window of frames to one output.
+
+    Args:
+        config: the options.
+        numerics: `standard` for the mathematics, `edifice` for Edifice's layer norm.
+    """
+
+    def __init__(self, config: HyenaConfig, numerics: Numerics = "standard") -> None:
+        super().__init__(config, numerics, lambda: Block(config, numerics))

@@ -1,0 +1,217 @@
+"""Weights from any format into any other: every container, in both directions, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from cli_helpers import Capture, done, refused, unchanged
+from conftest import GOLDEN, TINY
+from golden_cases import load_case
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+import edifice_export as ee
+from edifice_export.checkpoints import read_checkpoint
+from edifice_reference.config import OptionError
+from edifice_reference.layers import initialize
+from edifice_reference.registry import ARCHITECTURES, Architecture
+
+each_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES.values(), ids=lambda known: known.name)
+
+CONTAINERS = sorted((GOLDEN / "containers").iterdir())
+STATED = {"hymba_small_ckpt_spec.nx", "hymba_small_ckpt_zlib.nx"}
+"""Those that say their options."""
+
+WRITTEN = [
+    ("bot.safetensors", None),
+    ("bot.safetensors", "edifice"),
+    ("bot.nx", None),
+    ("bot.axon", None),
+    ("bot.nxbin", None),
+]
+UNTOLD = {"h3": {}, "hyena": {"window_size": 7}, "hymba": {"num_heads": 4}, "ss_transformer": {"num_heads": 4}}
+
+
+def tiny_model(architecture: Architecture) -> torch.nn.Module:
+    model: torch.nn.Module = architecture.model_class(architecture.config_class(**TINY))
+    initialize(model, 3)
+    return model
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@each_architecture
+def test_there_and_back(architecture: Architecture) -> None:
+    state = tiny_model(architecture).state_dict()
+    edifice = ee.to_edifice(state, architecture.name)
+    assert all(name.count("/") == 1 for name in edifice)
+    back = ee.from_edifice(edifice, architecture.name)
+    assert same(back, dict(state))
+    again = architecture.model_class(architecture.config_class(**TINY))
+    again.load_state_dict(back)
+
+
+@pytest.mark.parametrize("name", ["h3_small", "hyena_small", "hymba_small", "ss_transformer_small"])
+def test_what_goes_to_edifice_is_what_edifice_has(name: str) -> None:
+    """Names, layouts and bits, of a model that was loaded from Edifice's own parameters."""
+    model, _ = load_case(GOLDEN / f"{name}.safetensors")
+    with safe_open(GOLDEN / f"{name}.safetensors", framework="pt") as file:
+        theirs = {key: file.get_tensor(key) for key in json.loads(file.metadata()["param_keys"])}
+    assert same(ee.to_edifice(dict(model.state_dict()), name.rpartition("_")[0]), theirs)
+
+
+def test_names_that_are_nobodys_are_refused() -> None:
+    with pytest.raises(ee.RequestError, match="hymba_block_1_norm/gamma is no parameter of Edifice's h3"):
+        ee.from_edifice({"hymba_block_1_norm/gamma": torch.ones(1)}, "h3")
+    for name in ("blocks.0.shift.weight", "blocks.x.norm.weight", "blocks.0.norm.gamma", "blocks.00.norm.weight", ""):
+        with pytest.raises(ee.RequestError, match="no counterpart in Edifice"):
+            ee.to_edifice({name: torch.ones(1)}, "h3")
+    for name in ("h3_block_0_norm/gamma", "h3_block_01_norm/gamma", "h3_block_1_shift_ssm/h3_block_2_shift_a_log"):
+        with pytest.raises(ee.RequestError, match="no parameter of Edifice"):
+            ee.from_edifice({name: torch.ones(1)}, "h3")
+    with pytest.raises(OptionError, match="unknown architecture"):
+        ee.to_edifice({}, "h4")
+
+
+@pytest.mark.parametrize("path", CONTAINERS, ids=lambda path: path.name)
+def test_every_container_builds_edifices_model(path: Path, tmp_path: Path) -> None:
+    given: dict[str, Any] = {} if path.name in STATED else {"num_heads": 4, "window_size": 10}
+    bundle = ee.build("hymba", weights=path, output=tmp_path / "b", **given)
+    _, example = load_case(GOLDEN / "hymba_small.safetensors")
+    found = ee.load(bundle)(example["state_sequence"].numpy())
+    assert np.abs(found - example["output"].numpy()).max() < 1e-5
+    assert bundle.manifest.numerics == "edifice"
+    assert bundle.manifest.options["window_size"] == 10
+
+
+@pytest.mark.parametrize(("target", "names"), WRITTEN)
+@pytest.mark.parametrize("path", CONTAINERS, ids=lambda path: path.name)
+def test_every_container_into_every_other(path: Path, target: str, names: str | None, tmp_path: Path) -> None:
+    expected = {**load_file(GOLDEN / "hymba_small.safetensors")}
+    for name in ("state_sequence", "output", "output_f64"):
+        del expected[name]
+    done = ee.convert(path, tmp_path / target, names=names)
+    assert (done.architecture, done.tensors, done.parameters) == ("hymba", 68, 13588)
+    written = read_checkpoint(tmp_path / target)
+    tensors = dict(written.tensors)
+    assert same(tensors if written.is_edifice else ee.to_edifice(tensors, "hymba"), expected)
+    assert written.is_edifice is (names == "edifice" or not target.endswith(".safetensors"))
+    assert written.numerics == "edifice"
+    raw = target.endswith((".axon", ".nxbin"))
+    assert done.unknown == ([] if path.name in STATED else ["num_heads"])
+    assert (written.options is None) is (done.options is None) is (raw or path.name not in STATED)
+    if written.options is not None:
+        assert written.architecture is ARCHITECTURES["hymba"]
+        assert dict(written.options) == done.options
+        assert (written.options["num_heads"], written.options["window_size"]) == (4, 10)
+
+
+@each_architecture
+@pytest.mark.parametrize(("target", "names"), WRITTEN)
+def test_what_torch_trained_goes_to_edifice_and_back(
+    architecture: Architecture, target: str, names: str | None, tmp_path: Path
+) -> None:
+    model = tiny_model(architecture)
+    save_file(model.state_dict(), tmp_path / "own.safetensors")
+    given: dict[str, Any] = UNTOLD[architecture.name]
+    ee.convert(tmp_path / "own.safetensors", tmp_path / target, names=names, **given)
+    ee.convert(tmp_path / target, tmp_path / "back.safetensors", **(given if target[3:] in (".axon", ".nxbin") else {}))
+    assert same(load_file(tmp_path / "back.safetensors"), dict(model.state_dict()))
+    written = read_checkpoint(tmp_path / "back.safetensors")
+    assert written.architecture is architecture
+    assert written.options is not None
+    config = architecture.config_class(**written.options)
+    free = {"dropout"} | ({"window_size"} - given.keys())
+    expected = architecture.config_class(**TINY)
+    assert {name for name, value in config.options().items() if value != getattr(expected, name)} <= free
+
+
+def test_the_command(capfd: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    source = GOLDEN / "containers/hymba_small.axon"
+    text = done(capfd, "convert", source, "bot.nx", "--option", "num_heads=4", "--option=window-size=10").out
+    assert text == "wrote bot.nx: hymba, 68 tensors, 13,588 parameters\n"
+    options = read_checkpoint(Path("bot.nx")).options
+    assert options is not None
+    assert (options["num_heads"], options["window_size"]) == (4, 10)
+    report = json.loads(done(capfd, "convert", "bot.nx", "bot.safetensors", "--architecture=hymba", "--json").out)
+    assert report["options"]["num_heads"] == 4
+    assert report["unknown"] == []
+    words = done(capfd, "convert", source, "bare.nx").words
+    assert "bare.nx states no options" in words
+    assert "doesn't say num_heads; give --option num_heads=..." in words
+    assert {path.name for path in tmp_path.iterdir()} == {"bot.nx", "bot.safetensors", "bare.nx"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ("{axon} bot.pt", "bot.pt: .pt is no format to write; name it .safetensors, .nx, .axon, .nxbin"),
+        ("{axon} bot", "no suffix"),
+        ("{axon} bot.nx --names torch", "leave --names out"),
+        ("{axon} bot.safetensors --names other", "torch or edifice, got 'other'"),
+        ("{axon} no/bot.nx", "no folder no"),
+        ("{axon} folder.nx", "is a folder"),
+        ("no.nx bot.nx", "weights no.nx: there is no such file"),
+        ("torn.nx bot.nx", "weights torn.nx: "),
+        ("pickle.pt bot.nx", "pickle.*save_file"),
+        ("nobody.safetensors bot.nx", "give --architecture"),
+        ("{axon} bot.nx --architecture h3", "not those of the h3 .*missing"),
+        ("{axon} bot.nx --architecture h4", "unknown architecture 'h4'"),
+        ("{spec} bot.nx --architecture h3", "made with hymba"),
+        ("{spec} bot.nx --option num_heads=2", "num_heads 2 contradicts .*made with num_heads 4"),
+        ("{axon} bot.nx --option hidden_size=32", "hidden_size 32 contradicts .*shapes say hidden_size 16"),
+        ("{axon} bot.nx --option num_heads=5", "num_heads 5"),
+        ("{axon} bot.nx --option num_heads=0", "num_heads must be 1 to 1024, got 0"),
+        ("{axon} bot.nx --option num_heads", "NAME=VALUE"),
+        ("{axon} bot.nx --option num_heads=four", "NAME=VALUE"),
+        ("{axon} bot.nx --option num_heads=4 --option num-heads=4", "twice"),
+        ("{axon} bot.nx --option heads=4", "unknown option 'heads' of hymba"),
+        ("missing.safetensors bot.nx", "1 missing .final_norm/gamma"),
+        ("more.safetensors bot.nx", "1 unexpected .hymba_block_1_norm/more"),
+        ("other.safetensors bot.nx", "hymba_block_2_norm/gamma should be .16. and is .3."),
+    ],
+)
+def test_bad_requests(
+    capfd: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: str, expected: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    containers = GOLDEN / "containers"
+    (tmp_path / "folder.nx").mkdir()
+    (tmp_path / "torn.nx").write_bytes((containers / "hymba_small_ckpt_spec.nx").read_bytes()[:-1])
+    torch.save({}, "pickle.pt")
+    save_file({"x": torch.zeros(1)}, "nobody.safetensors")
+    whole = dict(read_checkpoint(containers / "hymba_small.axon").tensors)
+    save_file({name: tensor for name, tensor in whole.items() if name != "final_norm/gamma"}, "missing.safetensors")
+    save_file({**whole, "hymba_block_1_norm/more": torch.zeros(1)}, "more.safetensors")
+    save_file({**whole, "hymba_block_2_norm/gamma": torch.zeros(3)}, "other.safetensors")
+    places = {"axon": containers / "hymba_small.axon", "spec": containers / "hymba_small_ckpt_spec.nx"}
+
+    assert re.search(expected, refused(capfd, "convert", *arguments.format(**places).split()))
+
+
+def test_an_old_file_stays_when_a_conversion_fails(tmp_path: Path) -> None:
+    (tmp_path / "bot.nx").write_bytes(b"old")
+    with unchanged(tmp_path), pytest.raises(ee.RequestError):
+        ee.convert(GOLDEN / "containers/hymba_small.axon", tmp_path / "bot.nx", num_heads=5)
+    ee.convert(GOLDEN / "containers/hymba_small.axon", tmp_path / "bot.nx", num_heads=4)
+    assert read_checkpoint(tmp_path / "bot.nx").options is not None
+
+
+def test_meta_propagation_has_no_place_in_edifice(tmp_path: Path) -> None:
+    config = ARCHITECTURES["hymba"].config_class(**TINY, meta_propagation=True)
+    model = ARCHITECTURES["hymba"].model_class(config)
+    initialize(model, 0)
+    save_file(model.state_dict(), tmp_path / "own.safetensors")
+    with pytest.raises(ee.RequestError, match="meta_tokens of hymba has no counterpart in Edifice"):
+        ee.convert(tmp_path / "own.safetensors", tmp_path / "bot.nx", num_heads=4)
+    assert not (tmp_path / "bot.nx").exists()
