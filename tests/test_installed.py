@@ -10,6 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import tiny_bundle
+
+from edifice_reference.registry import ARCHITECTURES
 
 ROOT = Path(__file__).parents[1]
 SAMPLE = ROOT / "exported/hymba_tiny"
@@ -127,7 +130,9 @@ def test_a_slim_deployment_on_each_onnxruntime(wheel: Path, tmp_path: Path, vers
 
 
 @pytest.mark.slow
-def test_another_provider_really_computes(wheel: Path, tmp_path: Path) -> None:
+def test_another_provider_really_computes(
+    wheel: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     """OpenVINO, a provider other than the CPU's own that runs on any x86 machine; WebGPU, which needs a GPU."""
     python = environment(
         tmp_path / "venv", "onnxruntime==1.31.1", "onnxruntime-ep-openvino==1.8.1", "onnxruntime-ep-webgpu==0.4.0"
@@ -136,9 +141,12 @@ def test_another_provider_really_computes(wheel: Path, tmp_path: Path) -> None:
     states = {state["name"]: state for state in json.loads(command(python, "doctor", "--json").stdout)["providers"]}
     assert states["openvino"]["usable"]
     assert states["cpu"]["usable"]
-    report = json.loads(command(python, "verify", SAMPLE, "--json").stdout)
-    assert report["passed"]
-    assert set(report["providers"]) == {name for name, state in states.items() if state["usable"]}
+    for bundle in (SAMPLE, *(tiny_bundle(name, tmp_path_factory).path for name in ARCHITECTURES)):
+        found = command(python, "verify", bundle, "--json")
+        assert found.stderr == ""
+        report = json.loads(found.stdout)
+        assert report["passed"]
+        assert set(report["providers"]) == {name for name, state in states.items() if state["usable"]}
     np.save(tmp_path / "x.npy", np.ones((12, 8), np.float32))
     arguments = ("run", SAMPLE, "--input", tmp_path / "x.npy", "--output", tmp_path / "y.npy", "--json")
     ran = json.loads(command(python, *arguments, "--provider", "openvino").stdout)

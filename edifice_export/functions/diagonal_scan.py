@@ -9,21 +9,26 @@ __all__ = ["DiagonalScan"]
 
 @script(EDIFICE, default_opset=op)
 def DiagonalScan(x, log_decay, b, c):
-    """A Scan over time whose state is [batch, state, channels], as in SelectiveScan; the decay is made once."""
-    one = op.CastLike(op.Constant(value_float=1.0), x)
+    """A Scan over time whose state is [batch, state, channels], as in SelectiveScan; exp(z) - 1 is made once.
+
+    It is carried along as a second state: OpenVINO can't convert a body that captures what was made of a cast constant.
+    """
     half = op.CastLike(op.Constant(value_float=0.5), x)
-    t = op.Unsqueeze(op.Tanh(log_decay * half), op.Constant(value_ints=[1]))
-    change = (t + t) / (one - t)
+    t = op.Tanh(log_decay * half)
+    initial_change = op.Unsqueeze(t + t * op.Exp(log_decay), op.Constant(value_ints=[1]))
     shape = op.Concat(op.Shape(x, start=0, end=1), op.Shape(b, start=2, end=3), op.Shape(x, start=2, end=3), axis=0)
     initial = op.CastLike(op.ConstantOfShape(shape), x)
 
     @graph()
-    def step(h, x_t, b_t, c_t):
+    def step(h, change, x_t, b_t, c_t):
         added = op.MatMul(op.Unsqueeze(b_t, [2]), op.Unsqueeze(x_t, [1]))
         h_next = h + (change * h + added)
         y_t = op.Squeeze(op.MatMul(op.Unsqueeze(c_t, [1]), h_next), [1])
         h_out = op.Identity(h_next)
-        return h_out, y_t
+        change_out = op.Identity(change)
+        return h_out, change_out, y_t
 
-    _final, y = op.Scan(initial, x, b, c, body=step, num_scan_inputs=3, scan_input_axes=[1, 1, 1], scan_output_axes=[1])
+    _final, _change, y = op.Scan(
+        initial, initial_change, x, b, c, body=step, num_scan_inputs=3, scan_input_axes=[1, 1, 1], scan_output_axes=[1]
+    )
     return y

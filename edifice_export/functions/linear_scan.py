@@ -10,12 +10,11 @@ __all__ = ["LinearScan"]
 @script(EDIFICE, default_opset=op)
 def LinearScan(x, log_decay):
     """A Scan over time of h + ((exp(z) - 1) * h + x): what is left of a frame after thousands depends on 1 - exp(z),
-    which exp alone rounds away. exp(z) - 1 is 2 t / (1 - t) with t = tanh(z / 2), exact to rounding for every z.
+    which exp alone rounds away. exp(z) - 1 is t + t * exp(z) with t = tanh(z / 2), exact to rounding for every z.
     """
-    one = op.CastLike(op.Constant(value_float=1.0), x)
     half = op.CastLike(op.Constant(value_float=0.5), x)
     t = op.Tanh(log_decay * half)
-    change = (t + t) / (one - t)
+    change = t + t * op.Exp(log_decay)
     shape = op.Concat(op.Shape(x, start=0, end=1), op.Shape(x, start=2, end=3), axis=0)
     initial = op.CastLike(op.ConstantOfShape(shape), x)
 

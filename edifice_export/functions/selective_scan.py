@@ -11,18 +11,18 @@ __all__ = ["SelectiveScan"]
 def SelectiveScan(x, delta, a, b, c):
     """A Scan over time. The state is kept as [batch, state, channels], which makes the outer product of b and x and the
     read-out with c matrix products; the step is discretised inside, so that memory grows with T * channels only. Of the
-    decay exp(z) it is exp(z) - 1 = 2 t / (1 - t), t = tanh(z / 2), that is computed, see LinearScan.
+    decay exp(z) it is exp(z) - 1 = t + t * exp(z), t = tanh(z / 2), that is computed, see LinearScan.
     """
-    one = op.CastLike(op.Constant(value_float=1.0), x)
-    half = op.CastLike(op.Constant(value_float=0.5), x)
-    half_rates = op.Transpose(a, perm=[1, 0]) * half
+    rates = op.Transpose(a, perm=[1, 0])
+    half_delta = delta * op.CastLike(op.Constant(value_float=0.5), x)
     shape = op.Concat(op.Shape(x, start=0, end=1), op.Shape(a, start=1, end=2), op.Shape(x, start=2, end=3), axis=0)
     initial = op.CastLike(op.ConstantOfShape(shape), x)
 
     @graph()
-    def step(h, x_t, delta_t, b_t, c_t):
-        t = op.Tanh(op.Unsqueeze(delta_t, [1]) * half_rates)
-        change = (t + t) / (one - t)
+    def step(h, x_t, half_delta_t, b_t, c_t):
+        half_z = op.Unsqueeze(half_delta_t, [1]) * rates
+        t = op.Tanh(half_z)
+        change = t + t * op.Exp(half_z + half_z)
         h_next = h + (change * h + op.MatMul(op.Unsqueeze(b_t, [2]), op.Unsqueeze(x_t, [1])))
         y_t = op.Squeeze(op.MatMul(op.Unsqueeze(c_t, [1]), h_next), [1])
         h_out = op.Identity(h_next)
@@ -31,7 +31,7 @@ def SelectiveScan(x, delta, a, b, c):
     _final, y = op.Scan(
         initial,
         x,
-        delta,
+        half_delta,
         b,
         c,
         body=step,
