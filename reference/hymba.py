@@ -21,6 +21,14 @@ positions before the first frame that every query sees, which gives attention so
     D  hidden_size        I  inner width, 2 D      N  state_size
     M  num_meta_tokens    H  num_heads             R  rank of the step, max(I // 16, 1)
 
+Options (HymbaConfig):
+    state_size         states of the selective scan for each channel, with rates -1 to -N
+    num_heads          attention heads, which share hidden_size
+    num_meta_tokens    learned positions that every query sees
+    meta_propagation   whether these are positions of the sequence, as in the paper, and pass through every block
+    dropout            in training, between blocks
+    the others         as in every architecture: config.Config
+
 References:
     Edifice.SSM.Hymba, whose block this is: each layer has its own learned meta keys and values.
     Dong et al., Hymba: A Hybrid-head Architecture for Small Language Models, arXiv 2411.13676: with `meta_propagation`,

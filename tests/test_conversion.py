@@ -13,6 +13,8 @@ import torch
 from cli_helpers import Capture, done, refused, unchanged
 from conftest import GOLDEN, TINY
 from golden_cases import load_case
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -215,3 +217,55 @@ def test_meta_propagation_has_no_place_in_edifice(tmp_path: Path) -> None:
     with pytest.raises(ee.RequestError, match="meta_tokens of hymba has no counterpart in Edifice"):
         ee.convert(tmp_path / "own.safetensors", tmp_path / "bot.nx", num_heads=4)
     assert not (tmp_path / "bot.nx").exists()
+
+
+@pytest.mark.parametrize("suffix", [".nx", ".axon", ".nxbin", ".safetensors"])
+@pytest.mark.parametrize("name", ["h3_small", "hyena_small", "ss_transformer_small"])
+def test_every_architecture_builds_from_every_container(name: str, suffix: str, tmp_path: Path) -> None:
+    model, example = load_case(GOLDEN / f"{name}.safetensors")
+    architecture = name.removesuffix("_small")
+    weights = tmp_path / f"bot{suffix}"
+    ee.convert(GOLDEN / f"{name}.safetensors", weights, names="edifice" if suffix == ".safetensors" else None)
+    given = {"window_size": 10} | {name: getattr(model.config, name) for name in UNTOLD[architecture]}
+    stated = suffix in (".nx", ".safetensors")
+    bundle = ee.build(architecture, weights=weights, output=tmp_path / "b", **({} if stated else given))
+    found = ee.load(bundle)(example["state_sequence"].numpy())
+    assert np.abs(found - example["output"].numpy()).max() < 1e-5
+    assert (bundle.manifest.numerics, bundle.manifest.options["window_size"]) == ("edifice", 10)
+
+
+@pytest.fixture(scope="module")
+def values() -> dict[str, Tensor]:
+    """What every container holds, under this project's names."""
+    return ee.from_edifice(dict(read_checkpoint(CONTAINERS[0]).tensors), "hymba")
+
+
+@pytest.mark.parametrize("path", CONTAINERS, ids=lambda path: path.name)
+@given(data=st.data())
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_damaged_container_is_refused_or_read_right(
+    path: Path, values: dict[str, Tensor], tmp_path: Path, data: st.DataObject
+) -> None:
+    """On the whole way to a model. Raw numbers have no checksum: a change among them changes one of them."""
+    content = bytearray(path.read_bytes())
+    begin = 0 if data.draw(st.booleans()) else len(content) - 10_000
+    if data.draw(st.integers(0, 3)) == 0:
+        del content[data.draw(st.integers(begin, len(content) - 1)) :]
+    else:
+        place = data.draw(st.integers(begin, min(begin + 10_000, len(content)) - 1))
+        content[place] ^= data.draw(st.integers(1, 255))
+    damaged, output = tmp_path / "damaged", tmp_path / "out.safetensors"
+    damaged.write_bytes(content)
+    output.unlink(missing_ok=True)
+    refusal = ""
+    try:
+        ee.convert(damaged, output, architecture="hymba")
+    except ee.RequestError as error:
+        refusal = str(error)
+    if refusal:
+        assert refusal.startswith(f"weights {damaged}: ")
+        assert not output.exists()
+        return
+    found = load_file(output)
+    assert found.keys() == values.keys()
+    assert sum(int((found[name] != values[name]).sum()) for name in found) <= 1

@@ -282,3 +282,12 @@ def test_other_opsets(opset: int, tmp_path: Path) -> None:
     bundle = ee.build("hymba", output=tmp_path / "b", opset=opset, **TINY)
     model = onnx.load(bundle.file("window/model.onnx"))
     assert {entry.domain: entry.version for entry in model.opset_import}[""] == opset
+
+
+@pytest.mark.slow
+@each_architecture
+def test_default_options(architecture: Architecture, tmp_path: Path) -> None:
+    bundle = ee.build(architecture.name, output=tmp_path / "b")
+    assert bundle.manifest.options == architecture.config_class().options()
+    assert bundle.manifest.parity["prefixes"] == 60
+    assert (bundle.manifest.parity["amplified"], bundle.manifest.parity["max_rel"] < 1e-5) == (0, True)
