@@ -39,6 +39,7 @@ class Conversion:
         parameters: how many numbers they hold.
         options: the options that the output states, or None if it states none: a raw format, or not all are known.
         unknown: options that the input neither states nor tells; the output states none then.
+        numerics: those that the weights were used with so far.
     """
 
     output: str
@@ -47,6 +48,7 @@ class Conversion:
     parameters: int
     options: dict[str, Any] | None
     unknown: list[str]
+    numerics: str
 
 
 def convert(
@@ -60,8 +62,9 @@ def convert(
     """Converts weights: any format that is read into .safetensors, .nx, .axon or .nxbin, as the target's suffix says.
 
     The tensors must be those of one architecture, all of them and none besides, or nothing is written. Edifice's
-    formats get Edifice's names and layout. .nx and .safetensors state the architecture and its options where all
-    options that matter are known; .axon and .nxbin hold tensors only.
+    formats get Edifice's names and layout. .nx and .safetensors state the architecture and the options that the source
+    states or tells, or that are given, if those that change the output are among them; .axon and .nxbin hold tensors
+    only. What a user noted in a checkpoint besides, such as its epoch, is not carried over.
 
     Args:
         source: a weights file of any format that checkpoints.read_checkpoint reads.
@@ -75,7 +78,16 @@ def convert(
             written, an option contradicts the source.
     """
     require_torch()
-    from .checkpoints import configure, load_into, read_checkpoint, recognise, untold_options
+    from .checkpoints import (
+        check_against,
+        configure,
+        from_edifice,
+        known_options,
+        read_checkpoint,
+        recognise,
+        untold_options,
+    )
+    from .reference_model import make_empty
 
     source, target = Path(source), Path(target)
     encode = _encoder(target, names)
@@ -95,12 +107,13 @@ def convert(
         }
         # No shape depends on an option that no shape tells: any value will do for the check.
         config = configure(known, checkpoint, {**options, **least})
-        model = known.model_class(config)
+        names_of = check_against(make_empty(known, config), known, checkpoint)
     except OptionError as error:
         raise RequestError(str(error)) from error
-    load_into(model, known, checkpoint)
-    parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
-    stated = None if unknown else config.options()
+    found = {name: checkpoint.tensors[name] for name in names_of}
+    parameters = from_edifice(found, known.name) if checkpoint.is_edifice else found
+    certain = known_options(known, checkpoint, options)
+    stated = None if unknown else {name: value for name, value in config.options().items() if name in certain}
     data = encode(parameters, known, stated, checkpoint)
     _write(target, data)
     return Conversion(
@@ -110,6 +123,7 @@ def convert(
         parameters=sum(parameter.numel() for parameter in parameters.values()),
         options=stated if target.suffix in (".nx", ".safetensors") else None,
         unknown=unknown,
+        numerics=checkpoint.numerics,
     )
 
 

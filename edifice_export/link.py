@@ -36,6 +36,8 @@ def link(model: ir.Model) -> onnx.ModelProto:
         if name not in LOWERINGS:
             raise CheckError(f"op {EDIFICE.domain}::{name} has no function body; there are: {', '.join(LOWERINGS)}")
         body = LOWERINGS[name].to_function_proto()
+        for node in body.node:
+            node.name = node.output[0]  # the variable's name in the function's source
         for version in body.opset_import:
             if version.domain == "":
                 version.version = opset

@@ -84,7 +84,7 @@ def verify(
         if progress is not None:
             progress(len(cases), total)
     if reference is not None and len(failed) <= len(cases) * _MAX_AMPLIFIED:
-        failed = [(_with_rounding(case, opened, reference, sequence), sequence) for case, sequence in failed]
+        failed = [(_with_rounding(case, opened, sequence), sequence) for case, sequence in failed]
     judged = [case for case in cases if case.passed] + [case for case, _ in failed]
     cases = sorted(judged, key=lambda case: -case.severity)
     report = Report(
@@ -209,8 +209,8 @@ def _reference_prefixes(reference: Any, sequence: np.ndarray) -> np.ndarray:
     return result
 
 
-def _with_rounding(case: Case, bundle: Bundle, reference: Any, sequence: np.ndarray) -> Case:
-    """The case with what rounding does to torch's own float32 model near its input.
+def _with_rounding(case: Case, bundle: Bundle, sequence: np.ndarray) -> Case:
+    """The case with what rounding does to torch's own float32 model near its input and its parameters.
 
     Products of sums that cancel, as in H3 with large steps, amplify rounding for a few inputs: no float32 graph is near
     float64 there, and a right one is as near as torch.
@@ -221,14 +221,21 @@ def _with_rounding(case: Case, bundle: Bundle, reference: Any, sequence: np.ndar
 
     if not math.isfinite(case.max_abs):
         return case
-    model = reference_of(bundle)
-    generator = np.random.default_rng(case.seed)
+    generator = torch.Generator().manual_seed(case.seed)
+    eps = torch.finfo(torch.float32).eps
+
+    def nearby(value: torch.Tensor) -> torch.Tensor:
+        return value * (1 + eps * (2 * torch.rand(value.shape, generator=generator) - 1))
+
     rounding = 0.0
     for _ in range(_ROUNDINGS):
-        noise = generator.uniform(-1, 1, sequence.shape) * np.finfo(np.float32).eps
-        near = torch.from_numpy((sequence * (1 + noise)).astype(np.float32))
+        # Parameters too: of a tiny input nothing may be left after the first bias.
+        model, near = reference_of(bundle), nearby(torch.from_numpy(sequence))
         with torch.no_grad():
-            rounding = max(rounding, float((model(near).double() - reference(near.double())).abs().max()))
+            for parameter in model.parameters():
+                parameter.copy_(nearby(parameter))
+            found = model(near).double()
+            rounding = max(rounding, float((found - model.double()(near.double())).abs().max()))
     return dataclasses.replace(case, rounding=rounding)
 
 

@@ -10,13 +10,13 @@ from edifice_reference.layers import initialize
 from edifice_reference.registry import Architecture, get_architecture
 
 from .bundle import Bundle
-from .checkpoints import Checkpoint, load_into, read_checkpoint
+from .checkpoints import Checkpoint, check_against, load_into, read_checkpoint
 from .errors import CheckError, RequestError
 
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["make_reference", "reference_of"]
+__all__ = ["make_empty", "make_reference", "reference_of"]
 
 _SCORES = 3
 """Copies of one window's attention scores that the runtime holds at once."""
@@ -34,12 +34,23 @@ def make_reference(
         RequestError: it would not fit this machine, or the checkpoint is not of this model.
     """
     _check_size(config)
+    if checkpoint is not None:
+        # Before anything is allocated: what a file claims of its model costs nothing.
+        check_against(make_empty(architecture, config), architecture, checkpoint)
     model = architecture.model_class(config, numerics)
     if checkpoint is None:
         initialize(model, seed)
     else:
         load_into(model, architecture, checkpoint)
     return model.eval()
+
+
+def make_empty(architecture: Architecture, config: Config) -> nn.Module:
+    """A model that has names and shapes and takes no memory, on torch's meta device."""
+    import torch
+
+    with torch.device("meta"):
+        return architecture.model_class(config)
 
 
 def reference_of(bundle: Bundle) -> nn.Module:

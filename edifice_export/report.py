@@ -24,8 +24,8 @@ class Case:
         max_abs: largest absolute error; infinite where one side is finite and the other is not.
         max_rel: max_abs relative to the largest reference output.
         limit: the largest max_abs allowed, but for rounding that float32 itself can't do without.
-        rounding: of a case beyond its limit, the largest error of torch's own float32 model on this input and inputs
-            that differ from it by rounding; None where it was not needed.
+        rounding: of a case beyond its limit, the largest error of torch's own float32 model when the input and the
+            parameters are changed by rounding; None where it was not needed.
     """
 
     provider: str
@@ -129,6 +129,8 @@ class Report:
                 f"; torch in float32 departs by {self.float32_error:.1e} as well: these weights need "
                 "more than float32, or a larger --tolerance"
             )
+        elif not self.passed and self.departure is not None:
+            line += "; if the graph was not changed, this is a defect of edifice-export, or a case for --tolerance"
         return line
 
     def to_dict(self) -> dict[str, Any]:

@@ -14,6 +14,9 @@ from .config import Numerics
 __all__ = ["CausalConv1d", "FeedForward", "GatedFeedForward", "LayerNorm", "attend", "initialize", "softplus"]
 
 
+LARGEST_EXPONENT = math.log(torch.finfo(torch.float32).max)
+
+
 class LayerNorm(nn.LayerNorm):
     """Layer norm over the last axis; with edifice numerics a variance below epsilon counts as zero, as in Axon."""
 
@@ -74,8 +77,14 @@ def attend(query: Tensor, key: Tensor, value: Tensor, num_heads: int, numerics: 
 
 
 def softplus(x: Tensor, numerics: Numerics) -> Tensor:
-    """log(1 + exp(x)); with edifice numerics by this very formula, which overflows above 88 in float32."""
-    return functional.softplus(x) if numerics == "standard" else torch.log(torch.exp(x) + 1)
+    """log(1 + exp(x)); with edifice numerics by this very formula, which overflows in float32 above 88.7.
+
+    In float64 too it is infinite from there on: what it stands for is Edifice, which computes in float32.
+    """
+    if numerics == "standard":
+        return functional.softplus(x)
+    naive = torch.log(torch.exp(x) + 1)
+    return naive if x.dtype == torch.float32 else torch.where(x > LARGEST_EXPONENT, torch.inf, naive)
 
 
 @torch.no_grad()

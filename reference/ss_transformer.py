@@ -160,9 +160,10 @@ class Ssm(nn.Module):
         x = functional.silu(self.conv(x))
         kept = softplus(self.dt_proj(x), self.numerics).mean(-1, keepdim=True)
         let_in = torch.sigmoid((self.b_proj(x) * self.c_proj(x)).sum(-1, keepdim=True))
-        # 1 - a as sigmoid(-m), and a as its logarithm: a itself is too near 1 for float32.
-        weight = torch.sigmoid(-kept) * torch.sigmoid(kept) * let_in
-        h = ops.linear_scan(weight * x, functional.logsigmoid(kept))
+        # a = exp(log_decay) is too near 1 for float32, and so is what a runtime makes of a sigmoid of -m.
+        log_decay = -functional.softplus(-kept)
+        weight = torch.exp(log_decay - kept) * torch.exp(log_decay) * let_in  # (1 - a) * a * let_in
+        h = ops.linear_scan(weight * x, log_decay)
         return self.out_proj(h * functional.silu(z))
 
 

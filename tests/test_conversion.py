@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,7 @@ from torch import Tensor
 
 import edifice_export as ee
 from edifice_export.checkpoints import read_checkpoint
+from edifice_export.checkpoints.nx_checkpoint import write_nx_checkpoint
 from edifice_reference.config import OptionError
 from edifice_reference.layers import initialize
 from edifice_reference.registry import ARCHITECTURES, Architecture
@@ -269,3 +273,69 @@ def test_a_damaged_container_is_refused_or_read_right(
     found = load_file(output)
     assert found.keys() == values.keys()
     assert sum(int((found[name] != values[name]).sum()) for name in found) <= 1
+
+
+def test_nothing_is_stated_that_nobody_said(tmp_path: Path) -> None:
+    """A window that a file doesn't tell may still be chosen; what it does say may not be contradicted."""
+    ee.convert(GOLDEN / "h3_small.safetensors", tmp_path / "raw.axon")
+    done = ee.convert(tmp_path / "raw.axon", tmp_path / "bot.safetensors")
+    assert done.options is not None
+    assert not {"window_size", "dropout"} & done.options.keys()
+    bundle = ee.build("h3", weights=tmp_path / "bot.safetensors", window_size=10, output=tmp_path / "b")
+    assert bundle.manifest.options["window_size"] == 10
+    with pytest.raises(ee.RequestError, match=r"window_size 11 contradicts .* made with window_size 10"):
+        ee.build("h3", weights=GOLDEN / "h3_small.safetensors", window_size=11, output=tmp_path / "b")
+    with pytest.raises(ee.RequestError, match="order 3 contradicts"):
+        ee.build("hyena", weights=GOLDEN / "hyena_small.safetensors", order=3, output=tmp_path / "b")
+
+
+def test_a_change_of_numerics_is_said(capfd: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = tiny_model(ARCHITECTURES["h3"])
+    save_file(model.state_dict(), "own.safetensors")
+    for target, said in (("bot.nx", True), ("bot.safetensors", False)):
+        text = done(capfd, "convert", "own.safetensors", target).out
+        assert ("Edifice computes with its own" in text) is said
+    assert "Edifice computes" not in done(capfd, "convert", "bot.nx", "again.nx").out
+
+
+def test_what_a_file_claims_costs_no_memory(tmp_path: Path) -> None:
+    """A spec of the largest model there is, without its tensors, and names of blocks that are not there."""
+    claim = {"hidden_size": 16384, "num_layers": 512, "embed_dim": 65536}
+    (tmp_path / "spec.nx").write_bytes(write_nx_checkpoint({}, "h3", claim, compressed=False))
+    tensors = {"blocks.511.norm.weight": torch.ones(1), "final_norm.weight": torch.ones(16384)}
+    tensors["input_projection.weight"] = torch.ones(1, 65536)
+    save_file(tensors, tmp_path / "names.safetensors")
+    for name in ("spec.nx", "names.safetensors"):
+        script = f"""
+            import resource, edifice_export as ee
+            for call in (lambda: ee.convert({str(tmp_path / name)!r}, {str(tmp_path / "o.nx")!r}, architecture="h3"),
+                         lambda: ee.build("h3", weights={str(tmp_path / name)!r}, output={str(tmp_path / "b")!r})):
+                try:
+                    call()
+                except ee.RequestError as error:
+                    print("refused:", error)
+            print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+        """
+        result = subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=True
+        )
+        assert result.stdout.count("refused: ") == 2
+        assert "missing" in result.stdout
+        assert int(result.stdout.split()[-1]) < 1200
+
+
+@pytest.mark.parametrize("alias", ["obs_size", "input_dim", "input_size", "embed_size"])
+def test_edifices_other_names_for_the_width(alias: str, tmp_path: Path) -> None:
+    path = GOLDEN / "h3_small.safetensors"
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    options = json.loads(metadata["options"])
+    options[alias] = options.pop("embed_dim")
+    renamed = {**metadata, "options": json.dumps(options)}
+    save_file(load_file(path), tmp_path / "bot.safetensors", renamed)
+    assert dict(read_checkpoint(tmp_path / "bot.safetensors").options or {})["embed_dim"] == 12
+    options["embed_dim"] = 13
+    save_file(load_file(path), tmp_path / "bot.safetensors", {**metadata, "options": json.dumps(options)})
+    with pytest.raises(ee.RequestError, match="which differ"):
+        read_checkpoint(tmp_path / "bot.safetensors")

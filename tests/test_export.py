@@ -16,13 +16,14 @@ from cli_helpers import forge
 from conftest import TINY, any_architecture
 from golden_cases import CASES, GOLDEN, architecture_of, load_case
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import edifice_export as ee
 from edifice_export.checkpoints import encode_safetensors, read_checkpoint
 from edifice_export.inspect_report import inspect_path
 from edifice_export.runtime.providers import ORT_ERRORS
 from edifice_reference.config import NUMERICS
+from edifice_reference.layers import initialize
 from edifice_reference.registry import ARCHITECTURES, Architecture, get_architecture
 
 each_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES.values(), ids=lambda known: known.name)
@@ -199,7 +200,7 @@ def test_more_frames_than_a_window_that_binds_are_refused(tmp_path: Path) -> Non
             model(np.zeros(shape, np.float32))
     session = onnxruntime.InferenceSession(bundle.file("window/model.onnx"))
     for length in (8, 9, 10, 15, 100):
-        with pytest.raises(ORT_ERRORS):
+        with pytest.raises(ORT_ERRORS, match="sequence_longer_than_window"):
             session.run(None, {"state_sequence": np.zeros((1, length, 6), np.float32)})
     assert session.run(None, {"state_sequence": np.zeros((1, 7, 6), np.float32)})[0].shape == (1, 8)
     with pytest.raises(ee.RequestError, match="at most 7 frames"):
@@ -291,3 +292,52 @@ def test_default_options(architecture: Architecture, tmp_path: Path) -> None:
     assert bundle.manifest.options == architecture.config_class().options()
     assert bundle.manifest.parity["prefixes"] == 60
     assert (bundle.manifest.parity["amplified"], bundle.manifest.parity["max_rel"] < 1e-5) == (0, True)
+
+
+LONG = 4096
+
+
+def exact_over_thousands_of_frames(bundle: ee.Bundle) -> None:
+    from edifice_export.reference_model import reference_of
+
+    x = np.random.default_rng(5).standard_normal((1, LONG, 6)).astype(np.float32)
+    with torch.no_grad():
+        expected = reference_of(bundle).double()(torch.tensor(x).double()).numpy()
+    assert np.abs(ee.load(bundle)(x) - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize(
+    ("name", "numerics", "parameter", "value"),
+    [
+        *(("ss_transformer", numerics, "dt_proj.bias", step) for numerics in NUMERICS for step in (-30, 8, 9, 12, 20)),
+        (
+            "ss_transformer",
+            "edifice",
+            "dt_proj.bias",
+            100,
+        ),  # where Edifice's softplus overflows: all of the past is kept
+        *(("h3", "standard", "dt_log", step) for step in (-12, -7, -2)),
+        *(("hymba", "standard", "dt_proj.bias", step) for step in (-20, 20)),  # clipped to both ends of its range
+    ],
+)
+def test_models_are_exact_over_thousands_of_frames(
+    name: str, numerics: str, parameter: str, value: float, tmp_path: Path
+) -> None:
+    """The whole model, its recurrence made to weigh: steps at both ends, decays near 0 and near 1."""
+    architecture = get_architecture(name)
+    model = architecture.model_class(architecture.config_class(**{**TINY, "num_layers": 1}))
+    initialize(model, 3)
+    with torch.no_grad():
+        for own, tensor in model.named_parameters():
+            if own.endswith("norm.weight"):
+                tensor.fill_(1)
+            elif own.endswith(parameter):
+                tensor.fill_(value)
+            elif own.endswith("dt_proj.weight"):
+                tensor.zero_()
+            elif own.endswith(("ssm.out_proj.weight", "mamba.out_proj.weight")):
+                tensor.mul_(10)
+    save_file(model.state_dict(), tmp_path / "w.safetensors")
+    given = {**untold(architecture), "window_size": 7}
+    bundle = ee.build(name, weights=tmp_path / "w.safetensors", numerics=numerics, output=tmp_path / "b", **given)
+    exact_over_thousands_of_frames(bundle)

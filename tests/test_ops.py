@@ -337,6 +337,16 @@ def test_the_linear_scan_is_exact_at_length_4096(rate: float) -> None:
     exact_at_length("linear_scan", (x, torch.full_like(x[..., :1], -rate)))
 
 
+@pytest.mark.parametrize("rate", [1.0, 30.0, math.inf])
+def test_nothing_is_left_of_a_past_that_has_decayed(rate: float) -> None:
+    """Each frame is right for itself, however much larger those before it were."""
+    x, _ = arguments("linear_scan", SIZES | {"sequence": 200})
+    x = x * torch.exp(3 * torch.randn(2, 200, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0)))
+    _, linked = lower("linear_scan", SIZES, given=(x, torch.full_like(x[..., :1], -rate)))
+    exact = ops.linear_scan(x.float().double(), torch.full_like(x[..., :1], -rate))
+    np.testing.assert_allclose(run(linked, [x, torch.full_like(x[..., :1], -rate)]), exact, rtol=3e-5)
+
+
 @each_rate
 def test_the_diagonal_scan_is_exact_at_length_4096(rate: float) -> None:
     x, _, b, c = arguments("diagonal_scan", SIZES | {"batch": 1, "sequence": LONG}, 3)

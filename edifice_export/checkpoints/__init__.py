@@ -1,15 +1,17 @@
 """Weights from files into reference models, and back: one format per file. No file can run code."""
 
-from .checkpoint import Checkpoint, load_into, read_checkpoint
+from .checkpoint import Checkpoint, check_against, load_into, read_checkpoint
 from .edifice import from_edifice, recognise, to_edifice
-from .options import configure, own_metadata, untold_options
+from .options import configure, known_options, own_metadata, untold_options
 from .safetensors import encode_safetensors
 
 __all__ = [
     "Checkpoint",
+    "check_against",
     "configure",
     "encode_safetensors",
     "from_edifice",
+    "known_options",
     "load_into",
     "own_metadata",
     "read_checkpoint",

@@ -14,11 +14,12 @@ from edifice_reference.registry import ARCHITECTURES, Architecture
 from ..errors import RequestError
 from . import edifice
 from .format_error import FormatError
+from .nx_checkpoint import fold_width, read_nx_checkpoint, spec_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = ["Checkpoint", "load_into", "read_checkpoint"]
+__all__ = ["Checkpoint", "check_against", "load_into", "read_checkpoint"]
 
 FORMATS = "safetensors, Edifice's .nx checkpoints, and what Nx.serialize writes (.axon among it)"
 
@@ -79,11 +80,28 @@ def load_into(model: nn.Module, architecture: Architecture, checkpoint: Checkpoi
     """Copies a checkpoint's tensors into the model's parameters: all of them, none left over.
 
     Raises:
-        RequestError: a tensor is missing, unexpected, or has another shape, another dtype, or a NaN or infinity; the
-            message names it as the file does, and says what was expected and what was found.
+        RequestError: see check_against.
     """
     import torch
 
+    named = check_against(model, architecture, checkpoint)
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for file_name, name in named.items():
+            tensor = checkpoint.tensors[file_name]
+            parameters[name].copy_(edifice.reverse_axes(tensor, name) if checkpoint.is_edifice else tensor)
+
+
+def check_against(model: nn.Module, architecture: Architecture, checkpoint: Checkpoint) -> dict[str, str]:
+    """Checks that a checkpoint's tensors are the parameters of a model, which may be on torch's meta device.
+
+    Returns:
+        The parameter's name for each of the checkpoint's.
+
+    Raises:
+        RequestError: a tensor is missing, unexpected, or has another shape, another dtype, or a NaN or infinity; the
+            message names it as the file does, and says what was expected and what was found.
+    """
     parameters = dict(model.named_parameters())
     as_edifice = checkpoint.is_edifice
     try:
@@ -91,13 +109,10 @@ def load_into(model: nn.Module, architecture: Architecture, checkpoint: Checkpoi
     except RequestError as error:
         raise RequestError(f"weights {checkpoint.path}: {error}") from error
     _check_names(checkpoint, architecture, set(named))
-    with torch.no_grad():
-        for file_name, name in named.items():
-            parameter = parameters[name]
-            expected = edifice.reverse_axes(parameter, name) if as_edifice else parameter
-            tensor = checkpoint.tensors[file_name]
-            _check_tensor(checkpoint.path, file_name, tensor, expected)
-            parameter.copy_(edifice.reverse_axes(tensor, name) if as_edifice else tensor)
+    for file_name, name in named.items():
+        expected = edifice.reverse_axes(parameters[name], name) if as_edifice else parameters[name]
+        _check_tensor(checkpoint.path, file_name, checkpoint.tensors[file_name], expected)
+    return named
 
 
 def _read(path: Path) -> Checkpoint:
@@ -132,8 +147,6 @@ def _read_safetensors(path: Path) -> Checkpoint:
 
 
 def _read_nx_checkpoint(path: Path) -> Checkpoint:
-    from .nx_checkpoint import read_nx_checkpoint, spec_of
-
     tensors, metadata = read_nx_checkpoint(path.read_bytes())
     spec = spec_of(metadata)
     if spec is None:
@@ -156,7 +169,7 @@ def _parse_options(text: str) -> dict[str, Any]:
         raise FormatError(f"its metadata `options` is not JSON: {error}") from error
     if not isinstance(options, dict):
         raise FormatError(f"its metadata `options` is not a JSON object but a {type(options).__name__}")
-    return _rename_options(options)
+    return _rename_options(fold_width(options))
 
 
 def _rename_options(options: Mapping[str, Any]) -> dict[str, Any]:

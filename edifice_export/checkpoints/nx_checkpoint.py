@@ -23,7 +23,7 @@ from .nx import read_nx, write_nx
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["read_nx_checkpoint", "spec_of", "write_nx_checkpoint"]
+__all__ = ["fold_width", "read_nx_checkpoint", "spec_of", "write_nx_checkpoint"]
 
 _HEADER = struct.Struct(">BI")
 _SPEC = b"__edifice_spec__"
@@ -109,11 +109,27 @@ def spec_of(metadata: Any) -> tuple[str, dict[str, Any]] | None:
         case {"arch": Atom() as architecture, "build_opts": list() as pairs, **rest} if architecture != "nil":
             if rest.get("external") == "true":
                 return None
-            return str(architecture), _fold_width(_options(pairs))
+            return str(architecture), fold_width(_options(pairs))
         case spec:
             raise FormatError(
                 f"metadata: {describe(spec)} is no spec with arch and build_opts; give the options yourself"
             )
+
+
+def fold_width(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options in which the width of a frame is `embed_dim`, whatever its family calls it.
+
+    Raises:
+        FormatError: it goes by several names which differ.
+    """
+    given = {name: options[name] for name in _WIDTH_ALIASES if name in options}
+    if not given:
+        return dict(options)
+    width = next(iter(given.values()))
+    if not all(_same(value, width) for value in given.values()):
+        found = ", ".join(f"{name} {describe(value)}" for name, value in given.items())
+        raise FormatError(f"metadata: one width of a frame by several names, which differ: {found}; give embed_dim")
+    return {"embed_dim": width} | {name: value for name, value in options.items() if name not in _WIDTH_ALIASES}
 
 
 def _read_part(part: memoryview, where: str) -> dict[str, Tensor]:
@@ -159,17 +175,6 @@ def _options(pairs: list[Any]) -> dict[str, Any]:
             )
         options[str(name)] = value
     return {name: value for name, value in options.items() if value is not None}
-
-
-def _fold_width(options: dict[str, Any]) -> dict[str, Any]:
-    given = {name: options[name] for name in _WIDTH_ALIASES if name in options}
-    if not given:
-        return options
-    width = next(iter(given.values()))
-    if not all(_same(value, width) for value in given.values()):
-        found = ", ".join(f"{name} {describe(value)}" for name, value in given.items())
-        raise FormatError(f"metadata: one width of a frame by several names, which differ: {found}; give embed_dim")
-    return {"embed_dim": width} | {name: value for name, value in options.items() if name not in _WIDTH_ALIASES}
 
 
 def _from_term(term: Any, name: Atom) -> Any:

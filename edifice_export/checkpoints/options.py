@@ -13,7 +13,7 @@ from edifice_reference.registry import Architecture
 from ..errors import RequestError
 from .checkpoint import Checkpoint
 
-__all__ = ["configure", "own_metadata", "untold_options"]
+__all__ = ["configure", "known_options", "own_metadata", "untold_options"]
 
 
 def configure(architecture: Architecture, checkpoint: Checkpoint | None, given: Mapping[str, Any]) -> Config:
@@ -62,15 +62,34 @@ def untold_options(architecture: Architecture, checkpoint: Checkpoint, given: Ma
     return [field.name for field in fields if field.metadata["untold"] and field.name not in given]
 
 
+def known_options(architecture: Architecture, checkpoint: Checkpoint, given: Mapping[str, Any]) -> set[str]:
+    """The options that the caller, the checkpoint or its shapes say; the others are defaults that nobody asked for.
+
+    A checkpoint that states options says all that change the output: those it leaves out had their defaults.
+    """
+    known = {*given, *_told(architecture, checkpoint, given)}
+    if checkpoint.options is not None:
+        names = (field.name for field in dataclasses.fields(architecture.config_class))
+        known |= {name for name in names if not _is_free(architecture, name)}
+    return known
+
+
 def own_metadata(architecture: str, options: Mapping[str, Any] | None, numerics: str) -> dict[str, str]:
     """What this project writes into a safetensors file beside the tensors; without options if not all are known."""
     metadata = {"module": architecture, "numerics": numerics}
     return metadata if options is None else {**metadata, "options": json.dumps(dict(options), sort_keys=True)}
 
 
+def _is_free(architecture: Architecture, name: str) -> bool:
+    """Whether an option changes neither a parameter nor an output."""
+    return name == "dropout" or (name == "window_size" and not architecture.config_class.window_binds)
+
+
 def _told(architecture: Architecture, checkpoint: Checkpoint, given: Mapping[str, Any]) -> dict[str, Any]:
     if checkpoint.options is not None:
-        return dict(checkpoint.options)
+        # What it does not state are the defaults it was made with; those that change no output may be chosen.
+        free = {name: value for name, value in given.items() if _is_free(architecture, name)}
+        return {**free, **checkpoint.options}
     told = architecture.config_class.told_by(checkpoint.shapes(architecture), given)
     return {**given, **{name: value for name, value in told.items() if value is not None}}
 
@@ -90,4 +109,5 @@ def _check_given(architecture: Architecture, checkpoint: Checkpoint | None, give
         if unknown:
             raise RequestError(
                 f"{source}unknown option {unknown[0]!r} of {architecture.name}; there are {', '.join(sorted(known))}"
+                + ("; save the parameters without it" if source else "")
             )

@@ -72,7 +72,9 @@ def FftConv(x, kernel):
     kernel_2 = op.MatMul(stage2, op.Reshape(kernel_1, wide2))
     kernel_re, kernel_im = op.Split(kernel_2, num_outputs=2, axis=1)
 
-    missing = op.CastLike(op.ConstantOfShape(op.Concat(batch, window - length, channels, axis=0)), x)
+    # The name is what a runtime's error says.
+    sequence_longer_than_window = op.ConstantOfShape(op.Concat(batch, window - length, channels, axis=0))
+    missing = op.CastLike(sequence_longer_than_window, x)
     rest = op.CastLike(op.ConstantOfShape(op.Concat(batch, half - window, channels, axis=0)), x)
     x_0 = op.Reshape(op.Concat(x, missing, rest, axis=1), op.Concat(batch, wide1, axis=0))
     x_2 = op.MatMul(stage2, op.Reshape(op.MatMul(stage1, x_0), op.Concat(batch, wide2, axis=0)))
