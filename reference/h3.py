@@ -26,7 +26,10 @@ Options (H3Config):
     state_size   how many decays each state-space model has, each with a memory of every channel
     conv_size    frames that the short convolution sees
     dropout      in training, on both branches before they join the residual stream
-    the others   as in every architecture: config.Config
+    embed_dim    width of one frame; the projection to hidden_size is left out where they are equal
+    hidden_size  width of the residual stream and of the output
+    num_layers   blocks, one after the other
+    window_size  frames that a host feeds at once; any number can be computed
 
 With edifice numerics the recurrence is ops.cumulative_scan, Edifice's own, which departs from the exact one the more,
 the longer the window and the larger the steps; with standard numerics it is exact at any length.

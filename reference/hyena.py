@@ -31,7 +31,9 @@ Options (HyenaConfig):
     filter_size   width of the network that makes a kernel
     window_size   frames that the kernels are made for; changes the output
     dropout       in training, on both branches before they join the residual stream
-    the others    as in every architecture: config.Config
+    embed_dim     width of one frame; the projection to hidden_size is left out where they are equal
+    hidden_size   width of the residual stream and of the output
+    num_layers    blocks, one after the other
 
 References:
     Edifice.SSM.Hyena, whose block this is: no skip term, no window function on the kernels.

@@ -27,7 +27,10 @@ Options (HymbaConfig):
     num_meta_tokens    learned positions that every query sees
     meta_propagation   whether these are positions of the sequence, as in the paper, and pass through every block
     dropout            in training, between blocks
-    the others         as in every architecture: config.Config
+    embed_dim          width of one frame; the projection to hidden_size is left out where they are equal
+    hidden_size        width of the residual stream and of the output
+    num_layers         blocks, one after the other
+    window_size        frames that a host feeds at once; any number can be computed
 
 References:
     Edifice.SSM.Hymba, whose block this is: each layer has its own learned meta keys and values.

@@ -27,7 +27,10 @@ Options (SSTransformerConfig):
     expand_factor   inner width of the recurrence, in units of hidden_size
     conv_size       frames that the convolution before the recurrence sees
     dropout         in training, between blocks
-    the others      as in every architecture: config.Config
+    embed_dim       width of one frame; the projection to hidden_size is left out where they are equal
+    hidden_size     width of the residual stream and of the output
+    num_layers      blocks, one after the other
+    window_size     frames that a host feeds at once; any number can be computed
 
 References:
     Edifice.SSM.SSTransformer, whose block this is.

@@ -309,7 +309,8 @@ def exact_over_thousands_of_frames(bundle: ee.Bundle) -> None:
 @pytest.mark.parametrize(
     ("name", "numerics", "parameter", "value"),
     [
-        *(("ss_transformer", numerics, "dt_proj.bias", step) for numerics in NUMERICS for step in (-30, 8, 9, 12, 20)),
+        *(("ss_transformer", "standard", "dt_proj.bias", step) for step in (-30, 8, 12, 20)),
+        ("ss_transformer", "edifice", "dt_proj.bias", 9),
         (
             "ss_transformer",
             "edifice",
