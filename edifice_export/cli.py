@@ -199,13 +199,8 @@ def convert(
         print_json(dataclasses.asdict(done))
         return
     typer.echo(f"wrote {done.output}: {done.architecture}, {done.tensors} tensors, {done.parameters:,} parameters")
-    if done.numerics == "standard" and (names == "edifice" or target.suffix != ".safetensors"):
-        typer.echo(
-            f"{source} has standard numerics; Edifice computes with its own, and so does what is built from this"
-        )
-    if done.unknown and target.suffix in (".nx", ".safetensors"):
-        wanted = " ".join(f"--option {name}=..." for name in done.unknown)
-        typer.echo(f"{done.output} states no options: {source} doesn't say {', '.join(done.unknown)}; give {wanted}")
+    for note in done.notes:
+        typer.echo(note)
 
 
 @app.command()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,14 +18,14 @@ from .torch_import import require_torch
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from .checkpoints import Checkpoint
-
 __all__ = ["NAMES", "Conversion", "convert"]
 
 NAMES = ("torch", "edifice")
 """Names in a safetensors file: this project's own, or Edifice's as `layer.param`."""
 
-Written = Mapping[str, "Tensor"]
+_SUFFIXES = (".safetensors", ".nx", ".axon", ".nxbin")
+_STATING = (".safetensors", ".nx")
+"""Formats that state an architecture and its options."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Conversion:
         parameters: how many numbers they hold.
         options: the options that the output states, or None if it states none: a raw format, or not all are known.
         unknown: options that the input neither states nor tells; the output states none then.
-        numerics: those that the weights were used with so far.
+        notes: what the user should know of the output, a sentence each.
     """
 
     output: str
@@ -48,7 +48,7 @@ class Conversion:
     parameters: int
     options: dict[str, Any] | None
     unknown: list[str]
-    numerics: str
+    notes: list[str]
 
 
 def convert(
@@ -90,7 +90,7 @@ def convert(
     from .reference_model import make_empty
 
     source, target = Path(source), Path(target)
-    encode = _encoder(target, names)
+    _check_target(target, names)
     checkpoint = read_checkpoint(source)
     try:
         known = get_architecture(architecture) if architecture else checkpoint.architecture
@@ -114,79 +114,61 @@ def convert(
     parameters = from_edifice(found, known.name) if checkpoint.is_edifice else found
     certain = known_options(known, checkpoint, options)
     stated = None if unknown else {name: value for name, value in config.options().items() if name in certain}
-    data = encode(parameters, known, stated, checkpoint)
-    _write(target, data)
+    _write(target, _encode(parameters, known, stated, checkpoint.numerics, target.suffix, names))
     return Conversion(
         output=str(target),
         architecture=known.name,
         tensors=len(parameters),
         parameters=sum(parameter.numel() for parameter in parameters.values()),
-        options=stated if target.suffix in (".nx", ".safetensors") else None,
+        options=stated if target.suffix in _STATING else None,
         unknown=unknown,
-        numerics=checkpoint.numerics,
+        notes=list(_notes(source, target, names, checkpoint.numerics, unknown)),
     )
 
 
-_Encoder = Callable[[Mapping[str, "Tensor"], Architecture, "dict[str, Any] | None", "Checkpoint"], bytes]
-
-
-def _encoder(target: Path, names: str | None) -> _Encoder:
+def _check_target(target: Path, names: str | None) -> None:
     if names not in (None, *NAMES):
         raise RequestError(f"names must be {' or '.join(NAMES)}, got {names!r}")
-    encoders = {".safetensors": _safetensors, ".nx": _nx_checkpoint, ".axon": _axon, ".nxbin": _nx}
-    if target.suffix not in encoders:
-        raise RequestError(
-            f"{target}: {target.suffix or 'no suffix'} is no format to write; name it {', '.join(encoders)}"
-        )
+    if target.suffix not in _SUFFIXES:
+        found = target.suffix or "a name without a suffix"
+        raise RequestError(f"{target}: {found} is no format to write; name it {', '.join(_SUFFIXES)}")
     if names == "torch" and target.suffix != ".safetensors":
         raise RequestError(f"{target}: {target.suffix} has Edifice's names; leave --names out or write .safetensors")
-    return _edifice_safetensors if target.suffix == ".safetensors" and names == "edifice" else encoders[target.suffix]
 
 
-def _safetensors(
-    parameters: Written, architecture: Architecture, options: dict[str, Any] | None, checkpoint: Checkpoint
-) -> bytes:
-    from .checkpoints import encode_safetensors, own_metadata
-
-    metadata = own_metadata(architecture.name, options, checkpoint.numerics)
-    return encode_safetensors(parameters, metadata)
-
-
-def _edifice_safetensors(
-    parameters: Written, architecture: Architecture, options: dict[str, Any] | None, _checkpoint: Checkpoint
+def _encode(
+    parameters: Mapping[str, Tensor],
+    architecture: Architecture,
+    options: dict[str, Any] | None,
+    numerics: str,
+    suffix: str,
+    names: str | None,
 ) -> bytes:
     from .checkpoints import encode_safetensors, own_metadata, to_edifice
-
-    tensors = {name.replace("/", "."): tensor for name, tensor in to_edifice(parameters, architecture.name).items()}
-    return encode_safetensors(tensors, own_metadata(architecture.edifice_module, options, "edifice"))
-
-
-def _nx_checkpoint(
-    parameters: Written, architecture: Architecture, options: dict[str, Any] | None, _checkpoint: Checkpoint
-) -> bytes:
-    from .checkpoints import to_edifice
+    from .checkpoints.nx import write_axon, write_nx
     from .checkpoints.nx_checkpoint import write_nx_checkpoint
 
+    if suffix == ".safetensors" and names != "edifice":
+        return encode_safetensors(parameters, own_metadata(architecture.name, options, numerics))
     tensors = to_edifice(parameters, architecture.name)
-    return write_nx_checkpoint(tensors, architecture.name, options, compressed=False)
+    match suffix:
+        case ".safetensors":
+            dotted = {name.replace("/", "."): tensor for name, tensor in tensors.items()}
+            return encode_safetensors(dotted, own_metadata(architecture.edifice_module, options, "edifice"))
+        case ".nx":
+            return write_nx_checkpoint(tensors, architecture.name, options, compressed=False)
+        case ".axon":
+            return write_axon(tensors)
+        case _:
+            return write_nx(tensors)
 
 
-def _nx(
-    parameters: Written, architecture: Architecture, _options: dict[str, Any] | None, _checkpoint: Checkpoint
-) -> bytes:
-    from .checkpoints import to_edifice
-    from .checkpoints.nx import write_nx
-
-    return write_nx(to_edifice(parameters, architecture.name))
-
-
-def _axon(
-    parameters: Written, architecture: Architecture, _options: dict[str, Any] | None, _checkpoint: Checkpoint
-) -> bytes:
-    from .checkpoints import to_edifice
-    from .checkpoints.nx import write_axon
-
-    return write_axon(to_edifice(parameters, architecture.name))
+def _notes(source: Path, target: Path, names: str | None, numerics: str, unknown: list[str]) -> Iterator[str]:
+    if numerics == "standard" and (names == "edifice" or target.suffix != ".safetensors"):
+        yield f"{source} has standard numerics; Edifice computes with its own, and so does what is built from {target}"
+    if unknown and target.suffix in _STATING:
+        wanted = " ".join(f"--option {name}=..." for name in unknown)
+        yield f"{target} states no options: {source} doesn't say {', '.join(unknown)}; give {wanted}"
 
 
 def _write(target: Path, data: bytes) -> None:

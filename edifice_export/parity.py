@@ -84,7 +84,7 @@ def verify(
         if progress is not None:
             progress(len(cases), total)
     if reference is not None and len(failed) <= len(cases) * _MAX_AMPLIFIED:
-        failed = [(_with_rounding(case, opened, sequence), sequence) for case, sequence in failed]
+        failed = _with_rounding(failed, opened)
     judged = [case for case in cases if case.passed] + [case for case, _ in failed]
     cases = sorted(judged, key=lambda case: -case.severity)
     report = Report(
@@ -209,34 +209,46 @@ def _reference_prefixes(reference: Any, sequence: np.ndarray) -> np.ndarray:
     return result
 
 
-def _with_rounding(case: Case, bundle: Bundle, sequence: np.ndarray) -> Case:
-    """The case with what rounding does to torch's own float32 model near its input and its parameters.
+def _with_rounding(failed: Sequence[tuple[Case, np.ndarray]], bundle: Bundle) -> list[tuple[Case, np.ndarray]]:
+    """The cases with what rounding does to torch's own float32 model near their input and its parameters.
 
     Products of sums that cancel, as in H3 with large steps, amplify rounding for a few inputs: no float32 graph is near
     float64 there, and a right one is as near as torch.
     """
-    import torch
-
+    if not failed:
+        return []
     from .reference_model import reference_of
 
-    if not math.isfinite(case.max_abs):
-        return case
-    generator = torch.Generator().manual_seed(case.seed)
+    model = reference_of(bundle)
+    return [
+        (dataclasses.replace(case, rounding=_rounding(model, sequence, case.seed)), sequence)
+        if math.isfinite(case.max_abs)
+        else (case, sequence)
+        for case, sequence in failed
+    ]
+
+
+def _rounding(model: Any, sequence: np.ndarray, seed: int) -> float:
+    import copy
+
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
     eps = torch.finfo(torch.float32).eps
 
     def nearby(value: torch.Tensor) -> torch.Tensor:
         return value * (1 + eps * (2 * torch.rand(value.shape, generator=generator) - 1))
 
-    rounding = 0.0
+    largest = 0.0
     for _ in range(_ROUNDINGS):
         # Parameters too: of a tiny input nothing may be left after the first bias.
-        model, near = reference_of(bundle), nearby(torch.from_numpy(sequence))
+        other, near = copy.deepcopy(model), nearby(torch.from_numpy(sequence))
         with torch.no_grad():
-            for parameter in model.parameters():
+            for parameter in other.parameters():
                 parameter.copy_(nearby(parameter))
-            found = model(near).double()
-            rounding = max(rounding, float((found - model.double()(near.double())).abs().max()))
-    return dataclasses.replace(case, rounding=rounding)
+            found = other(near).double()
+            largest = max(largest, float((found - other.double()(near.double())).abs().max()))
+    return largest
 
 
 def _recurrence_gap(reference: Any, window: int) -> float | None:

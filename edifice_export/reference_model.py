@@ -34,14 +34,14 @@ def make_reference(
         RequestError: it would not fit this machine, or the checkpoint is not of this model.
     """
     _check_size(config)
-    if checkpoint is not None:
-        # Before anything is allocated: what a file claims of its model costs nothing.
-        check_against(make_empty(architecture, config), architecture, checkpoint)
-    model = architecture.model_class(config, numerics)
     if checkpoint is None:
+        model = architecture.model_class(config, numerics)
         initialize(model, seed)
     else:
-        load_into(model, architecture, checkpoint)
+        # Before anything is allocated: what a file claims of its model costs nothing.
+        names = check_against(make_empty(architecture, config), architecture, checkpoint)
+        model = architecture.model_class(config, numerics)
+        load_into(model, checkpoint, names)
     return model.eval()
 
 

@@ -149,7 +149,7 @@ class DiagonalSsm(nn.Module):
         self.b = nn.Linear(config.hidden_size, config.state_size)
         self.c = nn.Linear(config.hidden_size, config.state_size)
         self.ssm = Discretization(config, numerics, initial_step)
-        self.exact = self.ssm.exact
+        self.exact = self.ssm.exact  # here too: freezing leaves of ssm its values alone
 
     def forward(self, u: Tensor) -> Tensor:
         """[B, T, D] -> [B, T, D]."""

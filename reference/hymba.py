@@ -51,7 +51,7 @@ from torch.nn import functional
 from . import ops
 from .backbone import Backbone
 from .config import Config, Numerics, OptionError, Shapes, option, size_of
-from .layers import CausalConv1d, FeedForward, LayerNorm, attend
+from .layers import CausalAttention, CausalConv1d, FeedForward, LayerNorm, prepend
 
 __all__ = ["EDIFICE_NAMES", "Hymba", "HymbaConfig"]
 
@@ -182,28 +182,6 @@ class Mamba(nn.Module):
         return self.out_proj(y * functional.silu(z))
 
 
-class Attention(nn.Module):
-    """The attention path: causal, over the frames and, where a layer has its own, M learned meta keys and values."""
-
-    def __init__(self, config: HymbaConfig, numerics: Numerics) -> None:
-        super().__init__()
-        d, m = config.hidden_size, config.num_meta_tokens
-        self.num_heads, self.numerics = config.num_heads, numerics
-        self.q, self.k, self.v = nn.Linear(d, d), nn.Linear(d, d), nn.Linear(d, d)
-        self.out_proj = nn.Linear(d, d)
-        self.has_meta = m > 0 and not config.meta_propagation
-        if self.has_meta:
-            self.meta_k = nn.Parameter(torch.empty(m, d))
-            self.meta_v = nn.Parameter(torch.empty(m, d))
-
-    def forward(self, u: Tensor) -> Tensor:
-        """[B, T, D] -> [B, T, D]."""
-        q, k, v = self.q(u), self.k(u), self.v(u)
-        if self.has_meta:
-            k, v = prepend(self.meta_k, k), prepend(self.meta_v, v)
-        return self.out_proj(attend(q, k, v, self.num_heads, self.numerics))
-
-
 class Block(nn.Module):
     """x + g * mamba(norm(x)) + (1 - g) * attention(norm(x)), then x + ffn(ffn_norm(x))."""
 
@@ -212,7 +190,8 @@ class Block(nn.Module):
         d = config.hidden_size
         self.norm = LayerNorm(d, numerics)
         self.mamba = Mamba(config)
-        self.attention = Attention(config, numerics)
+        own_meta = 0 if config.meta_propagation else config.num_meta_tokens
+        self.attention = CausalAttention(d, d, config.num_heads, numerics, own_meta)
         self.fusion_gate = nn.Linear(d, d)
         self.ffn_norm = LayerNorm(d, numerics)
         self.ffn = FeedForward(d)
@@ -246,8 +225,3 @@ class Hymba(Backbone):
             x = prepend(self.meta_tokens, x)
         x = self.run_blocks(x)
         return x[:, self.prefix :] if self.prefix else x
-
-
-def prepend(tokens: Tensor, sequence: Tensor) -> Tensor:
-    """Puts the same learned positions before each entry's own: [M, D], [B, T, D] -> [B, M + T, D]."""
-    return torch.cat([tokens.expand(sequence.shape[0], -1, -1), sequence], dim=1)

@@ -11,7 +11,16 @@ from torch.nn import functional
 from . import ops
 from .config import Numerics
 
-__all__ = ["CausalConv1d", "FeedForward", "GatedFeedForward", "LayerNorm", "attend", "initialize", "softplus"]
+__all__ = [
+    "CausalAttention",
+    "CausalConv1d",
+    "FeedForward",
+    "GatedFeedForward",
+    "LayerNorm",
+    "initialize",
+    "prepend",
+    "softplus",
+]
 
 
 LARGEST_EXPONENT = math.log(torch.finfo(torch.float32).max)
@@ -71,9 +80,31 @@ class GatedFeedForward(nn.Module):
         return self.down(functional.silu(self.gate(x)) * self.up(x))
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, num_heads: int, numerics: Numerics) -> Tensor:
-    """ops.causal_attention with the denominator of the chosen numerics."""
-    return ops.causal_attention(query, key, value, num_heads, 1e-8 if numerics == "edifice" else 0.0)
+class CausalAttention(nn.Module):
+    """Multi-head attention of a width of its own; learned meta keys and values, if any, come before the first frame."""
+
+    def __init__(self, channels: int, width: int, num_heads: int, numerics: Numerics, num_meta: int = 0) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.epsilon = 1e-8 if numerics == "edifice" else 0.0
+        self.q, self.k, self.v = (nn.Linear(channels, width) for _ in range(3))
+        self.out_proj = nn.Linear(width, channels)
+        self.has_meta = num_meta > 0
+        if self.has_meta:
+            self.meta_k = nn.Parameter(torch.empty(num_meta, width))
+            self.meta_v = nn.Parameter(torch.empty(num_meta, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, T, C] -> [B, T, C]."""
+        q, k, v = self.q(x), self.k(x), self.v(x)
+        if self.has_meta:
+            k, v = prepend(self.meta_k, k), prepend(self.meta_v, v)
+        return self.out_proj(ops.causal_attention(q, k, v, self.num_heads, self.epsilon))
+
+
+def prepend(tokens: Tensor, sequence: Tensor) -> Tensor:
+    """Puts the same learned positions before each entry's own: [M, C], [B, T, C] -> [B, M + T, C]."""
+    return torch.cat([tokens.expand(sequence.shape[0], -1, -1), sequence], dim=1)
 
 
 def softplus(x: Tensor, numerics: Numerics) -> Tensor:

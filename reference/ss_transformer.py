@@ -51,7 +51,7 @@ from torch.nn import functional
 from . import ops
 from .backbone import Backbone
 from .config import Config, Numerics, Shapes, option, size_of
-from .layers import CausalConv1d, FeedForward, LayerNorm, attend, softplus
+from .layers import CausalAttention, CausalConv1d, FeedForward, LayerNorm, softplus
 
 __all__ = ["EDIFICE_NAMES", "SSTransformer", "SSTransformerConfig"]
 
@@ -170,21 +170,6 @@ class Ssm(nn.Module):
         return self.out_proj(h * functional.silu(z))
 
 
-class Attention(nn.Module):
-    """Causal multi-head attention of a width of its own."""
-
-    def __init__(self, config: SSTransformerConfig, numerics: Numerics) -> None:
-        super().__init__()
-        d, width = config.hidden_size, config.attention_size
-        self.num_heads, self.numerics = config.num_heads, numerics
-        self.q, self.k, self.v = nn.Linear(d, width), nn.Linear(d, width), nn.Linear(d, width)
-        self.out_proj = nn.Linear(width, d)
-
-    def forward(self, u: Tensor) -> Tensor:
-        """[B, T, D] -> [B, T, D]."""
-        return self.out_proj(attend(self.q(u), self.k(u), self.v(u), self.num_heads, self.numerics))
-
-
 class Block(nn.Module):
     """x + g * ssm(norm(x)) + (1 - g) * attention(norm(x)), then x + ffn(ffn_norm(x))."""
 
@@ -193,7 +178,7 @@ class Block(nn.Module):
         d = config.hidden_size
         self.norm = LayerNorm(d, numerics)
         self.ssm = Ssm(config, numerics)
-        self.attention = Attention(config, numerics)
+        self.attention = CausalAttention(d, config.attention_size, config.num_heads, numerics)
         self.gate = nn.Linear(d, d)
         self.ffn_norm = LayerNorm(d, numerics)
         self.ffn = FeedForward(d)

@@ -162,7 +162,7 @@ def test_the_command(capfd: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyP
     ("arguments", "expected"),
     [
         ("{axon} bot.pt", "bot.pt: .pt is no format to write; name it .safetensors, .nx, .axon, .nxbin"),
-        ("{axon} bot", "no suffix"),
+        ("{axon} bot", "without a suffix"),
         ("{axon} bot.nx --names torch", "leave --names out"),
         ("{axon} bot.safetensors --names other", "torch or edifice, got 'other'"),
         ("{axon} no/bot.nx", "no folder no"),

@@ -144,11 +144,12 @@ def test_odd_options(architecture: Architecture, numerics: str, tmp_path: Path) 
         assert bundle.manifest.parity["max_rel"] < 1e-5
 
 
-@each_architecture
-def test_param_count_is_the_references(architecture: Architecture, bundle: ee.Bundle) -> None:
-    if architecture.name == bundle.manifest.architecture:
-        model = architecture.model_class(architecture.config_class(**TINY))
-        assert bundle.manifest.param_count == sum(parameter.numel() for parameter in model.parameters())
+def test_param_count_is_the_references_and_inspect_shows_it(bundle: ee.Bundle) -> None:
+    architecture = get_architecture(bundle.manifest.architecture)
+    model = architecture.model_class(architecture.config_class(**TINY))
+    assert bundle.manifest.param_count == sum(parameter.numel() for parameter in model.parameters())
+    _, inspection = inspect_path(bundle.path, None, None)
+    assert inspection.metadata["edifice.param_count"] == str(bundle.manifest.param_count)
 
 
 def test_h3_says_how_far_its_recurrence_is_from_the_exact_one(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -24,6 +25,7 @@ from edifice_reference.config import NUMERICS
 from edifice_reference.layers import initialize
 from edifice_reference.registry import ARCHITECTURES, Architecture
 
+README = (Path(__file__).parents[1] / "README.md").read_text()
 INPUT = TensorSpec("x", "float32", ("batch", "sequence", 4))
 OUTPUT = TensorSpec("y", "float32", ("batch", 4))
 
@@ -41,6 +43,10 @@ def traced(architecture: Architecture, numerics: str, layers: int) -> ir.Model:
 def test_a_layer_has_at_most_80_nodes(architecture: Architecture, numerics: str) -> None:
     one, two, three = (len(list(traced(architecture, numerics, layers).graph)) for layers in (1, 2, 3))
     assert two - one == three - two <= 80
+    low, high = map(int, re.findall(r"(\d+) to (\d+) nodes a layer", README)[0])
+    assert low <= two - one <= high
+    assert (two - one == low) == (architecture.name == "hyena")
+    assert (two - one == high) == (architecture.name == "ss_transformer")
     assert one <= 80 + 20
 
 

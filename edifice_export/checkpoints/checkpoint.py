@@ -76,24 +76,24 @@ def read_checkpoint(path: Path) -> Checkpoint:
         raise RequestError(f"weights {path}: can't be read: {error.strerror}; check the path and its rights") from error
 
 
-def load_into(model: nn.Module, architecture: Architecture, checkpoint: Checkpoint) -> None:
-    """Copies a checkpoint's tensors into the model's parameters: all of them, none left over.
-
-    Raises:
-        RequestError: see check_against.
-    """
+def load_into(model: nn.Module, checkpoint: Checkpoint, names: Mapping[str, str]) -> None:
+    """Copies a checkpoint's tensors into a model's parameters, as `check_against` found that they belong."""
     import torch
 
-    named = check_against(model, architecture, checkpoint)
     parameters = dict(model.named_parameters())
     with torch.no_grad():
-        for file_name, name in named.items():
+        for file_name, name in names.items():
             tensor = checkpoint.tensors[file_name]
             parameters[name].copy_(edifice.reverse_axes(tensor, name) if checkpoint.is_edifice else tensor)
 
 
 def check_against(model: nn.Module, architecture: Architecture, checkpoint: Checkpoint) -> dict[str, str]:
-    """Checks that a checkpoint's tensors are the parameters of a model, which may be on torch's meta device.
+    """Checks that a checkpoint's tensors are the parameters of a model: all of them, none left over.
+
+    Args:
+        model: may be without memory, on torch's meta device.
+        architecture: of the model.
+        checkpoint: the tensors.
 
     Returns:
         The parameter's name for each of the checkpoint's.
