@@ -14,14 +14,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .errors import CheckError, RequestError
-from .manifest import MANIFEST, FileEntry, Manifest, read_manifest
-from .specification import TensorSpec
+from .manifest import MANIFEST, FileEntry, Manifest
+from .manifest_reader import read_manifest
+from .specification import BATCH, TensorSpec
 
 if TYPE_CHECKING:
     import numpy as np
     import onnx
 
-__all__ = ["EXTERNAL_DATA_THRESHOLD", "Bundle", "hash_files", "open_bundle", "save_model", "staging", "write_test_data"]
+__all__ = [
+    "EXTERNAL_DATA_THRESHOLD",
+    "Bundle",
+    "hash_files",
+    "open_bundle",
+    "save_model",
+    "staging",
+    "write_tensor",
+    "write_test_data",
+]
 
 EXTERNAL_DATA_THRESHOLD = 2**31 - 2**20
 """Bytes above which a model's weights go to a file of their own: protobuf ends at 2 GiB."""
@@ -38,7 +48,7 @@ class Bundle:
         """Where a file of the bundle is."""
         return self.path / name
 
-    def test_data(self, graph: str = "window") -> Iterator[tuple[str, dict[str, np.ndarray], dict[str, np.ndarray]]]:
+    def test_data(self, graph: str) -> Iterator[tuple[str, dict[str, np.ndarray], dict[str, np.ndarray]]]:
         """Each test data set of a graph: its folder, its inputs and its outputs, by tensor name.
 
         Raises:
@@ -51,6 +61,37 @@ class Bundle:
                 s.name: _read_tensor(self.file(f"{folder}/output_{i}.pb"), s) for i, s in enumerate(entry.outputs)
             }
             yield folder, inputs, outputs
+
+    def test_sequence(self) -> tuple[str, np.ndarray, np.ndarray] | None:
+        """The stream graph's longer test: its folder, the frames and the output at each; None if there is none.
+
+        Raises:
+            CheckError: a tensor can't be read, or is not what the manifest says.
+        """
+        entry = self.manifest.graphs["stream"].test_sequence
+        if entry is None:
+            return None
+        files = zip(("input_0.pb", "output_0.pb"), (*entry.inputs, *entry.outputs), strict=True)
+        frames, outputs = (_read_tensor(self.file(f"{entry.folder}/{name}"), spec) for name, spec in files)
+        return entry.folder, frames, outputs
+
+    def initial_state(self, batch: int) -> dict[str, np.ndarray]:
+        """What a stream's states are before its first frame, by name.
+
+        Raises:
+            CheckError: a value can't be read, or is not what the manifest says.
+        """
+        import numpy as np
+
+        state = {}
+        for spec in self.manifest.states:
+            shape = tuple(batch if size == BATCH else int(size) for size in spec.shape)
+            if isinstance(spec.initial, str):
+                one = _read_tensor(self.file(spec.initial), TensorSpec(spec.name, spec.dtype, (1, *shape[1:])))
+                state[spec.name] = np.repeat(one, batch, axis=0)
+            else:
+                state[spec.name] = np.full(shape, spec.initial, spec.dtype)
+        return state
 
 
 def open_bundle(path: str | Path) -> Bundle:
@@ -128,13 +169,17 @@ def save_model(model: onnx.ModelProto, path: Path) -> None:
 
 def write_test_data(folder: Path, inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]) -> None:
     """Writes tensors as ONNX's backend tests have them: input_0.pb, ..., output_0.pb, ..."""
-    from onnx import numpy_helper
-
-    folder.mkdir(parents=True)
     for kind, tensors in (("input", inputs), ("output", outputs)):
         for index, (name, array) in enumerate(tensors.items()):
-            tensor = numpy_helper.from_array(array, name)
-            (folder / f"{kind}_{index}.pb").write_bytes(tensor.SerializeToString(deterministic=True))
+            write_tensor(folder / f"{kind}_{index}.pb", name, array)
+
+
+def write_tensor(path: Path, name: str, array: np.ndarray) -> None:
+    """Writes an ONNX TensorProto."""
+    from onnx import numpy_helper
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(numpy_helper.from_array(array, name).SerializeToString(deterministic=True))
 
 
 def hash_files(folder: Path) -> dict[str, FileEntry]:

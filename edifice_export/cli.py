@@ -104,12 +104,27 @@ def verify(
     if as_json:
         print_json(report.to_dict())
     else:
-        rows = [["provider", "inputs", "batch", "length", "seed", "magnitude", "max abs", "max rel", "allowed"]]
+        rows = [
+            [
+                "graph",
+                "provider",
+                "compared with",
+                "batch",
+                "length",
+                "seed",
+                "magnitude",
+                "max abs",
+                "max rel",
+                "allowed",
+            ]
+        ]
         rows += [_case_row(case) for case in report.cases[:10]]
         print_table(rows)
         typer.echo(f"(the worst {min(10, len(report.cases))} of {len(report.cases)} cases)")
         if report.reference == "float64 reference":
             typer.echo(f"prefix lengths verified: {report.prefixes} of {report.window}")
+            if report.frames:
+                typer.echo(f"followed as a stream, frame by frame, for {report.frames} frames")
         else:
             typer.echo("only the bundle's test data: the float64 reference needs torch, which can't be imported here")
         if report.recurrence_gap is not None:
@@ -127,6 +142,7 @@ def run(
     source: Annotated[Path, typer.Option("--input", help="Recording: .npy, .npz or .csv, [T, E] or [B, T, E].")],
     target: Annotated[Path, typer.Option("--output", help="Where the outputs go: .npy.")],
     stride: Annotated[int, typer.Option(help="Frames between the windows of a recording longer than one.")] = 1,
+    stream: Annotated[bool, typer.Option("--stream", help="Frame by frame, writing the output at every one.")] = False,
     provider: Providers = None,
     threads: Annotated[
         int | None, typer.Option(help="Threads within an operator [default: ONNX Runtime's choice].")
@@ -135,23 +151,31 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Run a recording through a bundle."""
-    from .run import run_recording
+    from .run import run_recording, stream_recording
     from .runtime.model import load
 
     model = load(bundle, provider or ("cpu",), threads, optimization)
     with progress_bar("running") as progress:
-        report = run_recording(model, source, target, stride, progress)
+        if stream:
+            streamed = stream_recording(model, source, target, stride, progress)
+        else:
+            report = run_recording(model, source, target, stride, progress)
     if as_json:
-        print_json(dataclasses.asdict(report))
+        print_json(dataclasses.asdict(streamed if stream else report))
         return
-    typer.echo(
-        f"ran {report.windows} window{'s' * (report.windows != 1)} of {report.window} frames on "
-        f"{', '.join(f'{name} ({count} nodes)' for name, count in report.providers.items())}: "
-        f"{report.output} float32 {report.shape}"
-    )
+    if stream:
+        typer.echo(
+            f"streamed {streamed.batch} recording{'s' * (streamed.batch != 1)} of {streamed.frames} frames on "
+            f"{_placement(streamed.providers)}: {streamed.output} float32 {streamed.shape}"
+        )
+    else:
+        typer.echo(
+            f"ran {report.windows} window{'s' * (report.windows != 1)} of {report.window} frames on "
+            f"{_placement(report.providers)}: {report.output} float32 {report.shape}"
+        )
     for name, reason in model.passed_over.items():
         typer.echo(f"passed over {name}: {reason}")
-    if report.unused_frames:
+    if not stream and report.unused_frames:
         typer.echo(f"the last {report.unused_frames} frames fill no window at stride {report.stride}")
 
 
@@ -162,12 +186,15 @@ def inspect(
     sequence: Annotated[
         int | None, typer.Option(help="Frames that costs are counted for [default: a bundle's window].")
     ] = None,
+    graph: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Of a bundle: window, stream or prefill [default: the first].")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Show what a graph holds and costs."""
     from .inspect_report import inspect_path, rows_of
 
-    model, inspection = inspect_path(path, batch, sequence)
+    model, inspection = inspect_path(path, batch, sequence, graph)
     if as_json:
         print_json({"model": model, **inspection.to_dict()})
     else:
@@ -285,8 +312,13 @@ def _interrupt(number: int, _frame: Any) -> None:
     raise KeyboardInterrupt
 
 
+def _placement(nodes: dict[str, int]) -> str:
+    return ", ".join(f"{name} ({count} nodes)" for name, count in nodes.items())
+
+
 def _case_row(case: Case) -> list[str]:
     return [
+        case.graph,
         case.provider,
         case.source,
         str(case.batch),

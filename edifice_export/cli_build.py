@@ -33,19 +33,21 @@ class Numerics(StrEnum):
 
 
 class Graph(StrEnum):
-    """Which graphs a bundle gets. Scripts that ask for `window` go on getting just that when there are more."""
+    """Which graphs a bundle gets."""
 
     window = "window"
+    stream = "stream"
+    both = "both"
 
 
 class Target(StrEnum):
-    """What a graph is lowered for; what is true of Graph is true here."""
+    """What a graph is lowered for. Scripts that ask for one go on getting just that when there are more."""
 
     portable = "portable"
 
 
 class Precision(StrEnum):
-    """The type that a graph computes in; what is true of Graph is true here."""
+    """The type that a graph computes in; what is true of Target is true here."""
 
     fp32 = "fp32"
 
@@ -137,7 +139,9 @@ def _build(
         Numerics | None,
         typer.Option(help="the mathematics, or Edifice to rounding [default: edifice for Edifice's weights]"),
     ] = None,
-    graph: Annotated[Graph, typer.Option(help="the graphs to build")] = Graph.window,  # noqa: ARG001
+    graph: Annotated[
+        Graph, typer.Option(help="a whole window at once, one frame at a time with a state, or both")
+    ] = Graph.both,
     target: Annotated[Target, typer.Option(help="what to lower for")] = Target.portable,  # noqa: ARG001
     precision: Annotated[Precision, typer.Option(help="the type to compute in")] = Precision.fp32,  # noqa: ARG001
     opset: Annotated[
@@ -159,6 +163,7 @@ def _build(
             output=output,
             weights=weights,
             numerics=numerics.value if numerics is not None else None,
+            graph=graph.value,
             opset=opset,
             seed=seed,
             tolerance=tolerance,
@@ -177,6 +182,8 @@ def _build(
         f"verified: ONNX Runtime agrees with the {parity['reference']} in {parity['cases']} cases, {prefixes} of the "
         f"window among them; largest error {parity['max_abs']:.1e}"
     )
+    if parity["frames"]:
+        typer.echo(f"followed as a stream, frame by frame, for {parity['frames']} frames")
     if parity["amplified"]:
         typer.echo(f"{parity['amplified']} of the inputs amplify rounding beyond 1e-5, in torch's float32 as well")
     if parity["recurrence_gap"] is not None:

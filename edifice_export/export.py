@@ -10,17 +10,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from edifice_reference.config import NUMERICS, Config, OptionError
+from edifice_reference.config import NUMERICS, OptionError
 from edifice_reference.registry import Architecture, get_architecture
 
-from .bundle import Bundle, hash_files, open_bundle, save_model, staging, write_test_data
+from .bundle import Bundle, hash_files, open_bundle, save_model, staging
 from .defaults import DEFAULT_OPSET, OPSETS, TOLERANCE
 from .errors import CheckError, RequestError
-from .manifest import MANIFEST, GraphEntry, Manifest
-from .parity import Progress, verify
-from .specification import BATCH, SEQUENCE, TensorSpec
+from .manifest import GRAPHS, MANIFEST, Manifest
+from .parity import Progress, recurrence_gap, verify
+from .test_data import write_all_test_data
 from .torch_import import require_torch
 
 if TYPE_CHECKING:
@@ -28,6 +26,9 @@ if TYPE_CHECKING:
     from torch import nn
 
 __all__ = ["build"]
+
+BUILDS = {"window": GRAPHS[:1], "stream": GRAPHS[1:], "both": GRAPHS}
+"""The graphs that each value of `graph` asks for."""
 
 WEIGHTS = "weights.safetensors"
 _PACKAGES = ("edifice-export", "torch", "onnx", "onnxscript", "onnxruntime", "numpy")
@@ -39,6 +40,7 @@ def build(
     output: str | Path | None = None,
     weights: str | Path | None = None,
     numerics: str | None = None,
+    graph: str = "both",
     opset: int = DEFAULT_OPSET,
     seed: int = 0,
     tolerance: float = TOLERANCE,
@@ -52,6 +54,8 @@ def build(
         output: the folder to write; exported/<architecture> if None. A bundle there is replaced.
         weights: a weights file of any format that checkpoints.read_checkpoint reads; fresh weights if None.
         numerics: `standard` or `edifice`; if None, that of the weights' origin, standard for fresh ones.
+        graph: `window`, for a whole window at once; `stream`, for one frame at a time with a state (and `prefill`, for
+            several); or `both`.
         opset: version of the ONNX operator set.
         seed: for fresh weights and for the test data.
         tolerance: largest error allowed, see defaults.TOLERANCE.
@@ -72,6 +76,7 @@ def build(
             Path(output) if output is not None else Path("exported") / architecture,
             Path(weights) if weights is not None else None,
             numerics,
+            graph,
             opset,
             seed,
             tolerance,
@@ -87,6 +92,7 @@ def _build(
     output: Path,
     weights: Path | None,
     numerics: str | None,
+    graph: str,
     opset: int,
     seed: int,
     tolerance: float,
@@ -95,11 +101,10 @@ def _build(
 ) -> Bundle:
     require_torch()
     from .checkpoints import configure, read_checkpoint
-    from .freeze import freeze
-    from .link import check, link
     from .reference_model import make_reference
-    from .trace import trace
 
+    if graph not in BUILDS:
+        raise RequestError(f"graph must be {', '.join(BUILDS)}, got {graph!r}")
     if opset not in OPSETS:
         raise RequestError(f"opset must be {OPSETS[0]} to {OPSETS[-1]}, got {opset}")
     if type(seed) is not int or not 0 <= seed < 2**63:
@@ -114,11 +119,10 @@ def _build(
     origin = _origin(weights)
     with staging(output) as folder:
         model = make_reference(architecture, config, numerics, seed, checkpoint)
-        inputs = (TensorSpec("state_sequence", "float32", (BATCH, SEQUENCE, config.embed_dim)),)
-        outputs = (TensorSpec("output", "float32", (BATCH, config.output_size)),)
-        test_data = _write_test_data(folder, model, config, seed)
-        longest = config.window_size if config.window_binds else None
-        graph = GraphEntry("window/model.onnx", inputs, outputs, test_data, longest)
+        wanted = BUILDS[graph]
+        if "stream" in wanted:
+            _check_stream(model, graph)
+        states, entries = write_all_test_data(folder, model, wanted, seed)
         manifest = Manifest(
             architecture=architecture.name,
             options=config.options(),
@@ -130,19 +134,41 @@ def _build(
             param_count=sum(parameter.numel() for parameter in model.parameters()),
             weights=origin,
             versions={"python": platform.python_version(), **{package: version(package) for package in _PACKAGES}},
-            graphs={"window": graph},
+            graphs=entries,
+            states=states,
             reference=WEIGHTS,
             files={},
             parity={"tolerance": float(tolerance)},
         )
-        linked = link(trace(freeze(model), inputs, outputs, opset))
-        _describe(linked, manifest)
-        save_model(linked, folder / graph.model)
-        check(folder / graph.model)
+        for name in wanted:
+            _write_graph(folder, model, manifest, name)
         _write_weights(folder / WEIGHTS, model, manifest)
         _write_manifest(folder, dataclasses.replace(manifest, files=hash_files(folder)))
         _verify(folder, architecture.name, progress)
     return open_bundle(output)
+
+
+def _check_stream(model: Any, graph: str) -> None:
+    """Refuses a stream of a model that has none, and says what one with an exact recurrence would change."""
+    if model.why_no_stream is None:
+        return
+    gap = recurrence_gap(model.double(), model.config.window_size)
+    raise RequestError(
+        f"--graph {graph}: {model.why_no_stream}. Ask for --graph window; or for --numerics standard, the exact "
+        f"recurrence, which on these weights would change the output by up to {gap:.1e} within the window"
+    )
+
+
+def _write_graph(folder: Path, model: nn.Module, manifest: Manifest, name: str) -> None:
+    from .graphs import entry
+    from .link import check, link
+    from .trace import trace
+
+    graph = manifest.graphs[name]
+    linked = link(trace(entry(model, name), graph.inputs, graph.outputs, manifest.opset, name))
+    _describe(linked, manifest, name)
+    save_model(linked, folder / graph.model)
+    check(folder / graph.model)
 
 
 def _origin(weights: Path | None) -> dict[str, Any]:
@@ -152,29 +178,11 @@ def _origin(weights: Path | None) -> dict[str, Any]:
         return {"source": weights.name, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
-def _write_test_data(folder: Path, model: nn.Module, config: Config, seed: int) -> tuple[str, ...]:
-    """A whole window and, in a batch of two, half of one; the outputs are the float64 reference's, rounded."""
-    import copy
-
-    import torch
-
-    reference = copy.deepcopy(model).double()
-    generator = np.random.default_rng(seed)
-    paths = []
-    for index, (batch, length) in enumerate(((1, config.window_size), (2, (config.window_size + 1) // 2))):
-        sequence = generator.standard_normal((batch, length, config.embed_dim)).astype(np.float32)
-        with torch.no_grad():
-            result = reference(torch.from_numpy(sequence).double()).float().numpy()
-        paths.append(f"window/test_data_set_{index}")
-        write_test_data(folder / paths[-1], {"state_sequence": sequence}, {"output": result})
-    return tuple(paths)
-
-
-def _describe(model: onnx.ModelProto, manifest: Manifest) -> None:
+def _describe(model: onnx.ModelProto, manifest: Manifest, graph: str) -> None:
     """Lets the model file on its own say what it is."""
     model.producer_name = "edifice-export"
     model.producer_version = manifest.versions["edifice-export"]
-    for key, value in manifest.essentials().items():
+    for key, value in manifest.essentials(graph).items():
         model.metadata_props.add(key=key, value=value)
 
 
@@ -201,6 +209,7 @@ def _verify(folder: Path, name: str, progress: Progress | None) -> None:
         "providers": report.providers,
         "cases": len(report.cases),
         "prefixes": report.prefixes,
+        "frames": report.frames,
         "amplified": report.amplified,
         "max_abs": report.max_abs,
         "max_rel": report.max_rel,

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import copy
-import inspect
-from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 __all__ = ["freeze"]
 
@@ -15,37 +15,38 @@ __all__ = ["freeze"]
 def freeze(model: nn.Module) -> nn.Module:
     """The same model with its finished values: no graph holds the network that makes Hyena's filters.
 
-    A module whose forward takes nothing depends on no input. Its values are computed in float64 and rounded once, so
-    that they are nearer to the mathematics than the model's own precision would make them.
+    What methods marked as `input_free` make is computed in float64 and rounded once, so that it is nearer to the
+    mathematics than the model's own precision would make it.
 
     Returns:
         A copy that shares the other parameters with `model`, which is not changed.
     """
     shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     frozen = copy.deepcopy(model, shared)
-    for path, module in list(frozen.named_modules()):
-        if path and _takes_nothing(module):
-            parent, _, name = path.rpartition(".")
-            setattr(frozen.get_submodule(parent), name, _Finished(module))
+    for module in list(frozen.modules()):
+        for name in dir(type(module)):
+            if getattr(getattr(type(module), name, None), "input_free", False):
+                _finish(module, name)
     return frozen
 
 
-class _Finished(nn.Module):
-    """What a module made: `value`, or `value_0`, `value_1`, ... of several."""
+def _finish(module: nn.Module, name: str) -> None:
+    """Has a method give, from buffers, what it makes now."""
+    dtype = next(module.parameters()).dtype
+    with torch.no_grad():
+        made: Any = getattr(copy.deepcopy(module).double(), name)()
+    tensors, structure = pytree.tree_flatten(made)
+    if name == "forward":
+        # It is all that the module is for.
+        for held in (module._parameters, module._buffers, module._modules):
+            held.clear()
+    stem = "value" if name == "forward" else f"{name}_value"
+    buffers = [f"{stem}_{index}" for index in range(len(tensors))] if len(tensors) != 1 else [stem]
+    for buffer, tensor in zip(buffers, tensors, strict=True):
+        module.register_buffer(buffer, tensor.to(dtype).contiguous())
 
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        dtype = next(module.parameters()).dtype
-        with torch.no_grad():
-            made: Tensor | Sequence[Tensor] = copy.deepcopy(module).double()()
-        self.names = ["value"] if isinstance(made, Tensor) else [f"value_{index}" for index in range(len(made))]
-        for name, tensor in zip(self.names, [made] if isinstance(made, Tensor) else made, strict=True):
-            self.register_buffer(name, tensor.to(dtype).contiguous())
+    def finished() -> Any:
+        values: list[Tensor] = [getattr(module, buffer) for buffer in buffers]
+        return pytree.tree_unflatten(values, structure)
 
-    def forward(self) -> Tensor | tuple[Tensor, ...]:
-        tensors = tuple(getattr(self, name) for name in self.names)
-        return tensors[0] if self.names == ["value"] else tensors
-
-
-def _takes_nothing(module: nn.Module) -> bool:
-    return list(inspect.signature(type(module).forward).parameters) == ["self"]
+    object.__setattr__(module, name, finished)

@@ -7,37 +7,49 @@ from pathlib import Path
 from .bundle import open_bundle
 from .errors import RequestError
 from .inspection import Inspection, inspect_model
+from .manifest import GRAPHS
 from .specification import BATCH, SEQUENCE
 
 __all__ = ["inspect_path", "rows_of"]
 
 
-def inspect_path(path: Path, batch: int | None, sequence: int | None) -> tuple[str, Inspection]:
-    """Inspects the window graph of a bundle, or a .onnx file.
+def inspect_path(
+    path: Path, batch: int | None, sequence: int | None, graph: str | None = None
+) -> tuple[str, Inspection]:
+    """Inspects a graph of a bundle, or a .onnx file.
 
     Args:
         path: a bundle's folder or a model.
         batch: what to count costs for; 1 if None.
         sequence: frames to count costs for; if None, a bundle's window, and 1 for a model.
+        graph: which graph of a bundle, see manifest.GRAPHS; the first that there is if None.
 
     Returns:
         The model's path and its inspection.
 
     Raises:
-        RequestError: not a bundle or a model, a size that is not positive or that the graph does not have.
+        RequestError: not a bundle or a model, a graph that it does not have, a size that is not positive or that the
+            graph does not have.
         CheckError: the bundle is damaged.
     """
     sizes = {symbol: size for symbol, size in ((BATCH, batch), (SEQUENCE, sequence)) if size is not None}
     if path.is_file():
+        if graph is not None:
+            raise RequestError(f"--graph {graph}: {path} is a model, which is one graph; leave --graph out")
         return str(path), inspect_model(path, sizes)
     bundle = open_bundle(path)
-    graph = bundle.manifest.graphs["window"]
-    if sequence is not None and graph.max_sequence is not None and sequence > graph.max_sequence:
+    graphs = bundle.manifest.graphs
+    name = graph or next(known for known in GRAPHS if known in graphs)
+    if name not in graphs:
+        raise RequestError(f"--graph {name}: bundle {path} has {', '.join(graphs)}; name one of these")
+    entry = graphs[name]
+    if sequence is not None and entry.max_sequence is not None and sequence > entry.max_sequence:
         raise RequestError(
-            f"--sequence {sequence}: this graph computes at most {graph.max_sequence} frames; ask for less"
+            f"--sequence {sequence}: this graph computes at most {entry.max_sequence} frames; ask for less"
         )
-    model = bundle.file(graph.model)
-    return str(model), inspect_model(model, {SEQUENCE: bundle.manifest.window_size} | sizes)
+    model = bundle.file(entry.model)
+    window = {} if name == "stream" else {SEQUENCE: bundle.manifest.window_size}
+    return str(model), inspect_model(model, window | sizes)
 
 
 def rows_of(inspection: Inspection) -> list[tuple[str, str]]:

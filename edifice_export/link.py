@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
 import onnx_ir as ir
 
 from .errors import CheckError
-from .functions import LOWERINGS
+from .functions import HELPERS, LOWERINGS, Body
 from .functions.domain import EDIFICE
 
 __all__ = ["IR_VERSION", "check", "link"]
@@ -18,7 +19,7 @@ IR_VERSION = 10
 
 
 def link(model: ir.Model) -> onnx.ModelProto:
-    """Attaches one body per edifice op.
+    """Attaches one body per edifice op, for sequences or for single frames, whichever the graph computes.
 
     Args:
         model: an abstract graph; it is not changed.
@@ -27,21 +28,20 @@ def link(model: ir.Model) -> onnx.ModelProto:
         A portable model: standard operators and model-local functions.
 
     Raises:
-        CheckError: an op has no body.
+        CheckError: an op has no body, or would need two.
     """
-    opset = model.opset_imports[""]
+    bodies: dict[str, Body] = {}
+    for node in model.graph:
+        if node.domain == EDIFICE.domain:
+            body = _body_of(node)
+            if bodies.setdefault(node.op_type, body) is not body:
+                raise CheckError(f"{node.name}: the graph uses {node.op_type} in two forms; it can have one")
     linked = ir.to_proto(model)
     linked.ir_version = IR_VERSION
-    for name in sorted({node.op_type for node in model.graph if node.domain == EDIFICE.domain}):
-        if name not in LOWERINGS:
-            raise CheckError(f"op {EDIFICE.domain}::{name} has no function body; there are: {', '.join(LOWERINGS)}")
-        body = LOWERINGS[name].to_function_proto()
-        for node in body.node:
-            node.name = node.output[0]  # the variable's name in the function's source
-        for version in body.opset_import:
-            if version.domain == "":
-                version.version = opset
-        linked.functions.append(body)
+    for name, body in sorted(bodies.items()):
+        _attach(linked, name, body)
+    for name in sorted({helper for body in bodies.values() for helper in _helpers(body)}):
+        _attach(linked, name, HELPERS[name])
     return linked
 
 
@@ -55,3 +55,31 @@ def check(path: Path) -> None:
         onnx.checker.check_model(str(path), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise CheckError(f"the linked graph does not pass ONNX's checker: {str(error).strip()}") from error
+
+
+def _body_of(node: ir.Node) -> Body:
+    if node.op_type not in LOWERINGS:
+        raise CheckError(f"op {EDIFICE.domain}::{node.op_type} has no function body; there are: {', '.join(LOWERINGS)}")
+    first = node.inputs[0]
+    is_frame = first is not None and first.shape is not None and len(first.shape) == 2
+    body = LOWERINGS[node.op_type].body(len(node.inputs), is_frame)
+    if body is None:
+        raise CheckError(f"{node.name}: {EDIFICE.domain}::{node.op_type} has no body for {len(node.inputs)} inputs")
+    return body
+
+
+def _helpers(body: Body) -> Iterator[str]:
+    for node in body.to_function_proto().node:
+        if node.domain == EDIFICE.domain:
+            yield node.op_type
+
+
+def _attach(model: onnx.ModelProto, name: str, function: Body) -> None:
+    body = function.to_function_proto()
+    body.name = name
+    for node in body.node:
+        node.name = node.output[0]  # the variable's name in the function's source
+    versions = {entry.domain: entry.version for entry in model.opset_import}
+    for version in body.opset_import:
+        version.version = versions[version.domain]
+    model.functions.append(body)

@@ -6,7 +6,7 @@ import dataclasses
 import math
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -14,6 +14,8 @@ import torch
 from torch.export.graph_signature import InputKind
 
 from .bundle import Bundle, save_model
+from .graphs import entry
+from .manifest import GraphEntry
 from .runtime.providers import open_session
 from .trace import export_program, scoped_names, translate
 
@@ -37,38 +39,39 @@ class Departure:
 
 
 def first_departure(
-    bundle: Bundle, reference: nn.Module, sequence: np.ndarray, provider: str, tolerance: float
+    bundle: Bundle, reference: nn.Module, sequence: np.ndarray, graph: str, provider: str, tolerance: float
 ) -> Departure | None:
     """The first node, in the graph's order, whose value departs from the float64 reference's.
 
     Values are matched by name: tracing names both after the place in the module that they come from.
 
     Args:
-        bundle: whose window graph to run.
+        bundle: where the graph is.
         reference: its reference model in float64.
-        sequence: float32 [batch, sequence, embed_dim].
+        sequence: float32 [batch, sequence, embed_dim]. The stream graph is run on its last frame, from the state that
+            the reference has before that.
+        graph: one of manifest.GRAPHS.
         provider: short name.
         tolerance: as in verify, for every value in place of the output.
 
     Returns:
         The node, or None if all named values agree.
     """
-    expected = _reference_values(bundle, reference, sequence)
-    graph = bundle.manifest.graphs["window"]
-    model = onnx.load(bundle.file(graph.model))
-    makers = {name: node for node in model.graph.node for name in node.output}
+    described = bundle.manifest.graphs[graph]
+    feeds = _feeds(described, reference, sequence, graph)
+    expected = _reference_values(bundle, reference, graph, feeds)
+    model = onnx.load(bundle.file(described.model))
+    makers = {name: (node, _key(node, name)) for node in model.graph.node for name in node.output}
     declared = {output.name for output in model.graph.output}
-    names = [name for name in makers if makers[name].name in expected]
+    names = [name for name, (_, key) in makers.items() if key in expected]
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in declared)
     with tempfile.TemporaryDirectory() as folder:
         probed = Path(folder) / "model.onnx"
         save_model(model, probed)
-        found = open_session(probed, [provider]).run(names, {graph.inputs[0].name: sequence})
+        found = open_session(probed, [provider]).run(names, feeds)
     for name, value in zip(names, found, strict=True):
-        node = makers[name]
-        wanted = expected[node.name]
-        if len(node.output) != 1:
-            continue
+        node, key = makers[name]
+        wanted = expected[key]
         limit = tolerance * max(1.0, float(np.abs(wanted).max(initial=0)))
         error = float(np.abs(value - wanted).max(initial=0)) if value.shape == wanted.shape else math.inf
         if not error <= limit:
@@ -77,11 +80,37 @@ def first_departure(
     return None
 
 
-def _reference_values(bundle: Bundle, reference: nn.Module, sequence: np.ndarray) -> dict[str, np.ndarray]:
+def _key(node: onnx.NodeProto, name: str) -> str:
+    """The scoped name of one output of a node."""
+    return node.name if len(node.output) == 1 else f"{node.name}.{list(node.output).index(name)}"
+
+
+def _feeds(graph: GraphEntry, reference: Any, sequence: np.ndarray, name: str) -> dict[str, np.ndarray]:
+    first = graph.inputs[0].name
+    if name == "window":
+        return {first: sequence}
+    state = reference.initial_state(sequence.shape[0])
+    frames = sequence
+    if name == "stream":
+        frames = sequence[:, -1]
+        if sequence.shape[1] > 1:
+            with torch.no_grad():
+                _, state = reference.extend(torch.tensor(sequence[:, :-1]).double(), state)
+    carried = {
+        f"past.{key}": (value.float() if value.is_floating_point() else value).detach().numpy()
+        for key, value in state.items()
+    }
+    return {first: frames, **carried}
+
+
+def _reference_values(
+    bundle: Bundle, reference: nn.Module, graph: str, feeds: dict[str, np.ndarray]
+) -> dict[str, np.ndarray]:
     """Every floating-point value of the reference's own graph, by scoped name."""
-    graph = bundle.manifest.graphs["window"]
-    traced = export_program(reference, graph.inputs)
-    program = translate(traced, graph.inputs, bundle.manifest.opset).exported_program
+    described = bundle.manifest.graphs[graph]
+    traced = export_program(entry(reference, graph), described.inputs)
+    outputs = [output.name for output in described.outputs]
+    program = translate(traced, described.inputs, bundle.manifest.opset, outputs).exported_program
     assert program is not None
     names = scoped_names(program.graph)
     values: dict[str, np.ndarray] = {}
@@ -94,8 +123,10 @@ def _reference_values(bundle: Bundle, reference: nn.Module, sequence: np.ndarray
             return value
 
     held = {**program.state_dict, **program.constants}
+    given = (torch.tensor(feeds[spec.name]) for spec in described.inputs)
+    exact = (value.double() if value.is_floating_point() else value for value in given)
     arguments = [
-        torch.tensor(sequence, dtype=torch.float64) if spec.kind == InputKind.USER_INPUT else held[str(spec.target)]
+        next(exact) if spec.kind == InputKind.USER_INPUT else held[str(spec.target)]
         for spec in program.graph_signature.input_specs
     ]
     with torch.no_grad():

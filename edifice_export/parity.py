@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,12 +14,13 @@ import numpy as np
 from .bundle import Bundle, open_bundle
 from .defaults import TOLERANCE
 from .errors import RequestError
-from .report import Case, Report
+from .report import Case, Report, compare
 from .runtime.model import Model, load
 from .runtime.providers import all_providers, why_not_usable
+from .stream_parity import count_stream, run_stream
 from .torch_import import why_no_torch
 
-__all__ = ["Progress", "prefix_lengths", "verify"]
+__all__ = ["Progress", "prefix_lengths", "recurrence_gap", "verify"]
 
 BATCHES = (1, 2, 5)
 MAGNITUDES = (1e-20, 1e-3, 1e3, 1e6)
@@ -71,13 +73,11 @@ def verify(
     models = [load(opened, [provider]) for provider in providers]
 
     reference = _load_reference(opened)
-    heads = getattr(reference.config, "num_heads", 1) if reference else 1
-    limited = manifest.graphs["window"].max_sequence is not None
-    sweeps = list(_sweeps(manifest.window_size, heads, every_prefix, limited)) if reference else []
-    total = len(models) * (len(manifest.graphs["window"].test_data) + sum(len(sweep.lengths) for sweep in sweeps))
+    named = dict(zip(providers, models, strict=True))
+    total, trials = _plan(opened, named, reference, every_prefix, limit)
     cases: list[Case] = []
     failed: list[tuple[Case, np.ndarray]] = []
-    for case, sequence in _run(opened, dict(zip(providers, models, strict=True)), reference, sweeps, limit):
+    for case, sequence in trials:
         cases.append(case)
         if not case.passed:
             failed.append((case, sequence))
@@ -87,22 +87,39 @@ def verify(
         failed = _with_rounding(failed, opened)
     judged = [case for case in cases if case.passed] + [case for case, _ in failed]
     cases = sorted(judged, key=lambda case: -case.severity)
+    compared = [case for case in cases if case.source == "reference"]
     report = Report(
         bundle=str(opened.path),
         reference="float64 reference" if reference else "test data",
         tolerance=limit,
         providers=list(providers),
         window=manifest.window_size,
-        prefixes=len(
-            {case.length for case in cases if case.source == "reference" and case.length <= manifest.window_size}
-        ),
+        prefixes=len({case.length for case in compared if case.length <= manifest.window_size}),
+        frames=len({case.length for case in compared if case.graph == "stream" and case.batch == 1}),
         cases=cases,
-        recurrence_gap=_recurrence_gap(reference, manifest.window_size) if reference else None,
+        recurrence_gap=recurrence_gap(reference, manifest.window_size) if reference else None,
     )
     if report.passed or reference is None:
         return report
-    _, sequence = max(failed, key=lambda pair: pair[0].severity)
-    return _diagnose(report, opened, reference, sequence)
+    case, sequence = max(failed, key=lambda pair: pair[0].severity)
+    return _diagnose(report, opened, reference, case, sequence)
+
+
+def _plan(
+    bundle: Bundle, models: Mapping[str, Model], reference: Any, every_prefix: bool, tolerance: float
+) -> tuple[int, Iterator[tuple[Case, np.ndarray]]]:
+    """How many comparisons there are, and the comparisons."""
+    graphs, total, parts = bundle.manifest.graphs, 0, []
+    if "window" in graphs:
+        heads = getattr(reference.config, "num_heads", 1) if reference else 1
+        limited = graphs["window"].max_sequence is not None
+        sweeps = list(_sweeps(bundle.manifest.window_size, heads, every_prefix, limited)) if reference else []
+        total += len(graphs["window"].test_data) + sum(len(sweep.lengths) for sweep in sweeps)
+        parts.append(_run(bundle, models, reference, sweeps, tolerance))
+    if "stream" in graphs:
+        total += count_stream(bundle, every_prefix, reference is not None)
+        parts.append(run_stream(bundle, models, reference, every_prefix, tolerance))
+    return total * len(models), itertools.chain(*parts)
 
 
 def prefix_lengths(window: int) -> list[int]:
@@ -150,11 +167,11 @@ def _run(
     bundle: Bundle, models: Mapping[str, Model], reference: Any, sweeps: Sequence[_Sweep], tolerance: float
 ) -> Iterator[tuple[Case, np.ndarray]]:
     """Every case of a plan, and what was fed."""
-    for folder, inputs, outputs in bundle.test_data():
+    for folder, inputs, outputs in bundle.test_data("window"):
         for provider, model in models.items():
             sequence, expected = inputs[model.input.name], outputs[model.output.name].astype(np.float64)
             given = _Sweep(sequence.shape[0], 0, 1.0, [sequence.shape[1]])
-            yield _compare(model(sequence), expected, tolerance, provider, folder, sequence.shape[1], given), sequence
+            yield _judge(model(sequence), expected, tolerance, provider, folder, sequence.shape[1], given), sequence
     width = int(bundle.manifest.graphs["window"].inputs[0].shape[-1])
     for sweep in sweeps:
         generator = np.random.default_rng(sweep.seed)
@@ -165,28 +182,23 @@ def _run(
             for length in sweep.lengths:
                 sequence = whole[:, :length]
                 expected = outputs_of[:, length - 1]
-                yield _compare(model(sequence), expected, tolerance, provider, "reference", length, sweep), sequence
+                yield _judge(model(sequence), expected, tolerance, provider, "reference", length, sweep), sequence
 
 
-def _compare(
+def _judge(
     found: np.ndarray, expected: np.ndarray, tolerance: float, provider: str, source: str, length: int, sweep: _Sweep
 ) -> Case:
-    finite = np.isfinite(expected)
-    largest = float(np.abs(expected[finite]).max(initial=0.0))
-    # Where the reference is not finite, the graph must be the same: a NaN, or an infinity of that sign.
-    alike = found.shape == expected.shape and np.array_equal(found[~finite], expected[~finite], equal_nan=True)
-    alike = alike and bool(np.isfinite(found[finite]).all())
-    error = float(np.abs(found[finite] - expected[finite]).max(initial=0.0)) if alike else math.inf
-    return Case(
+    return compare(
+        found,
+        expected,
+        tolerance,
+        graph="window",
         provider=provider,
         source=source,
         batch=sweep.batch,
         length=length,
         seed=sweep.seed,
         magnitude=sweep.magnitude,
-        max_abs=error,
-        max_rel=error / largest if largest else error,
-        limit=tolerance * max(1.0, largest),
     )
 
 
@@ -219,39 +231,52 @@ def _with_rounding(failed: Sequence[tuple[Case, np.ndarray]], bundle: Bundle) ->
         return []
     from .reference_model import reference_of
 
-    model = reference_of(bundle)
-    return [
-        (dataclasses.replace(case, rounding=_rounding(model, sequence, case.seed)), sequence)
-        if math.isfinite(case.max_abs)
-        else (case, sequence)
-        for case, sequence in failed
-    ]
+    model, known = reference_of(bundle), {}
+    result = []
+    for case, sequence in sorted(failed, key=lambda pair: -pair[0].length):
+        if math.isfinite(case.max_abs) and case.runs_from_the_start:
+            # Of a stream, the longest case of a sequence tells of the others too.
+            shared = (case.batch, case.seed, case.magnitude, case.length if case.graph == "window" else 0)
+            if shared not in known:
+                known[shared] = _rounding(model, case, sequence)
+            case = dataclasses.replace(case, rounding=float(known[shared][: case.length][-1]))
+        result.append((case, sequence))
+    return result
 
 
-def _rounding(model: Any, sequence: np.ndarray, seed: int) -> float:
+def _rounding(model: Any, case: Case, sequence: np.ndarray) -> np.ndarray:
+    """Of a stream, at every frame [sequence]; of a window, of its one output [1]."""
     import copy
 
     import torch
 
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(case.seed)
     eps = torch.finfo(torch.float32).eps
 
     def nearby(value: torch.Tensor) -> torch.Tensor:
         return value * (1 + eps * (2 * torch.rand(value.shape, generator=generator) - 1))
 
-    largest = 0.0
+    largest: Any = torch.zeros(1)
     for _ in range(_ROUNDINGS):
         # Parameters too: of a tiny input nothing may be left after the first bias.
         other, near = copy.deepcopy(model), nearby(torch.from_numpy(sequence))
         with torch.no_grad():
             for parameter in other.parameters():
                 parameter.copy_(nearby(parameter))
-            found = other(near).double()
-            largest = max(largest, float((found - other.double()(near.double())).abs().max()))
-    return largest
+            found = _outputs(other, case.graph, near).double()
+            error = (found - _outputs(other.double(), case.graph, near.double())).abs().amax(dim=(0, 2))
+            largest = torch.maximum(largest, error)
+    result: np.ndarray = largest.numpy()
+    return result
 
 
-def _recurrence_gap(reference: Any, window: int) -> float | None:
+def _outputs(model: Any, graph: str, sequence: Any) -> Any:
+    """What a graph should give, from the start: at every frame of a stream, or at the last of a window [B, T or 1, D]."""
+    return model(sequence)[:, None] if graph == "window" else model.forward_stream(sequence)
+
+
+def recurrence_gap(reference: Any, window: int) -> float | None:
+    """The largest difference that an exact recurrence would make within a window; None if the reference's is exact."""
     exact = reference.with_exact_recurrence()
     if exact is None:
         return None
@@ -259,15 +284,16 @@ def _recurrence_gap(reference: Any, window: int) -> float | None:
     return float(np.abs(_reference_prefixes(reference, sequence) - _reference_prefixes(exact, sequence)).max())
 
 
-def _diagnose(report: Report, bundle: Bundle, reference: Any, sequence: np.ndarray) -> Report:
+def _diagnose(report: Report, bundle: Bundle, reference: Any, case: Case, sequence: np.ndarray) -> Report:
     """Adds to a failed report where the graph departs, and whether torch's own float32 does as well."""
     import torch
 
     from .locate import first_departure
     from .reference_model import reference_of
 
-    departure = first_departure(bundle, reference, sequence, report.worst.provider, report.tolerance)
-    expected = _reference_prefixes(reference, sequence)[:, -1]
+    departure = first_departure(bundle, reference, sequence, case.graph, case.provider, report.tolerance)
     with torch.no_grad():
-        found = reference_of(bundle)(torch.tensor(sequence)).double().numpy()
-    return dataclasses.replace(report, departure=departure, float32_error=float(np.abs(found - expected).max()))
+        expected = _outputs(reference, case.graph, torch.tensor(sequence).double())[:, -1]
+        found = _outputs(reference_of(bundle), case.graph, torch.tensor(sequence))[:, -1].double()
+    error = float((found - expected).abs().max())
+    return dataclasses.replace(report, departure=departure, float32_error=error)

@@ -6,10 +6,12 @@ import dataclasses
 import math
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 if TYPE_CHECKING:
     from .locate import Departure
 
-__all__ = ["ROUNDING_FACTOR", "Case", "Report", "describe_gap"]
+__all__ = ["ROUNDING_FACTOR", "Case", "Report", "compare", "describe_gap"]
 
 ROUNDING_FACTOR = 4
 """How much further than torch's own float32 model a graph may be from float64, on inputs that amplify rounding."""
@@ -20,7 +22,11 @@ class Case:
     """One comparison: what was run and how far the result is from the reference.
 
     Attributes:
-        source: `reference` (the float64 model) or the folder of a test data set.
+        graph: the graph that was run, see manifest.GRAPHS.
+        source: what it was compared with: `reference` (the float64 model), the folder of a test data set, or of a
+            stream, what it must be equal to: `window graph`, `after prefill`, `permuted batch`, `reset entry`, and,
+            bitwise, `snapshot`.
+        length: frames up to the output that was compared.
         max_abs: largest absolute error; infinite where one side is finite and the other is not.
         max_rel: max_abs relative to the largest reference output.
         limit: the largest max_abs allowed, but for rounding that float32 itself can't do without.
@@ -28,6 +34,7 @@ class Case:
             parameters are changed by rounding; None where it was not needed.
     """
 
+    graph: str
     provider: str
     source: str
     batch: int
@@ -52,13 +59,20 @@ class Case:
         return self.max_abs <= self.allowed
 
     @property
+    def runs_from_the_start(self) -> bool:
+        """Whether its frames were all that it was given, and it is compared with numbers that others computed."""
+        return self.graph == "window" or self.source in ("reference", "window graph", "after prefill", "permuted batch")
+
+    @property
     def severity(self) -> float:
         """The error in units of what is allowed."""
+        if self.allowed == 0:
+            return math.inf if self.max_abs else 0.0
         return self.max_abs / self.allowed
 
     def __str__(self) -> str:
         inputs = f"seed {self.seed}, magnitude {self.magnitude:g}" if self.source == "reference" else self.source
-        return f"{self.provider}, batch {self.batch}, length {self.length}, {inputs}"
+        return f"{self.graph} on {self.provider}, batch {self.batch}, length {self.length}, {inputs}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +82,8 @@ class Report:
     Attributes:
         reference: what was compared with: `float64 reference`, or `test data` where torch can't be imported.
         window: frames in one window.
-        prefixes: how many of the prefix lengths 1 to window were run.
+        prefixes: how many of the prefix lengths 1 to window were run, as windows or frame by frame.
+        frames: how many frames a stream was followed for, one by one; 0 without one.
         cases: every comparison, the worst first (by error over what is allowed).
         departure: where it failed, the first node whose value departs from the reference.
         float32_error: where it failed, the error of torch itself in float32 on the worst case.
@@ -82,6 +97,7 @@ class Report:
     providers: list[str]
     window: int
     prefixes: int
+    frames: int
     cases: list[Case]
     departure: Departure | None = None
     float32_error: float | None = None
@@ -144,6 +160,29 @@ class Report:
             **_without_infinities({"max_abs": self.max_abs, "max_rel": self.max_rel}),
             **plain,
         }
+
+
+def compare(found: np.ndarray, expected: np.ndarray, tolerance: float, **described: Any) -> Case:
+    """One comparison.
+
+    Args:
+        found: what a graph gave.
+        expected: what it should have given.
+        tolerance: see defaults.TOLERANCE.
+        **described: the other fields of a case.
+    """
+    finite = np.isfinite(expected)
+    largest = float(np.abs(expected[finite]).max(initial=0.0))
+    # Where the reference is not finite, the graph must be the same: a NaN, or an infinity of that sign.
+    alike = found.shape == expected.shape and np.array_equal(found[~finite], expected[~finite], equal_nan=True)
+    alike = alike and bool(np.isfinite(found[finite]).all())
+    error = float(np.abs(found[finite] - expected[finite]).max(initial=0.0)) if alike else math.inf
+    return Case(
+        max_abs=error,
+        max_rel=error / largest if largest else error,
+        limit=tolerance * max(1.0, largest),
+        **described,
+    )
 
 
 def describe_gap(gap: float) -> str:

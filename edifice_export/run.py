@@ -1,4 +1,4 @@
-"""Run: a recording of any length through a bundle's window graph, in bounded memory."""
+"""Run: a recording of any length through a bundle, window by window or frame by frame, in bounded memory."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+
 from .errors import RequestError
 from .runtime.model import Model
 from .runtime.recording import iter_windows, open_output, open_recording, window_starts
 
-__all__ = ["RunReport", "run_recording"]
+__all__ = ["RunReport", "StreamReport", "run_recording", "stream_recording"]
 
 _CHUNK_BYTES = 2**24
 """Input bytes that one call of the runtime takes at most, unless one window is larger."""
@@ -40,6 +42,26 @@ class RunReport:
     passed_over: dict[str, str]
 
 
+@dataclasses.dataclass(frozen=True)
+class StreamReport:
+    """What was streamed.
+
+    Attributes:
+        shape: of the output that was written.
+        frames: how many frames each stream had.
+        batch: how many streams there were, side by side.
+        providers: that run nodes of the graph, by short name, and how many each.
+        passed_over: providers that were preferred and are not usable, and why.
+    """
+
+    output: str
+    shape: list[int]
+    frames: int
+    batch: int
+    providers: dict[str, int]
+    passed_over: dict[str, str]
+
+
 def run_recording(
     model: Model, source: Path, target: Path, stride: int = 1, progress: Callable[[int, int], None] | None = None
 ) -> RunReport:
@@ -60,12 +82,7 @@ def run_recording(
         RequestError: the recording can't be read, has another width or dtype, or holds a NaN; the target can't be
             written. Nothing is written then.
     """
-    if source.absolute() == target.absolute():
-        raise RequestError(f"--output {target}: is the input; name another file")
-    if target.absolute().resolve().is_relative_to(model.bundle.path.resolve()):
-        raise RequestError(
-            f"--output {target}: is inside the bundle, which holds its own files only; name another place"
-        )
+    _check_target(model, source, target)
     with open_recording(source, int(model.input.shape[-1]), model.input.name) as recording:
         batch, length, width = recording.frames.shape
         starts = window_starts(length, model.window_size, stride)
@@ -93,3 +110,55 @@ def run_recording(
         providers=model.placement,
         passed_over=model.passed_over,
     )
+
+
+def stream_recording(
+    model: Model, source: Path, target: Path, stride: int = 1, progress: Callable[[int, int], None] | None = None
+) -> StreamReport:
+    """Feeds a recording to a bundle's stream, frame by frame, and writes the output at every frame.
+
+    Args:
+        model: see load.
+        source: .npy, .npz or .csv of float32 [sequence, embed_dim] or [batch, sequence, embed_dim]; the entries of a
+            batch are streams of their own.
+        target: .npy file for float32 [sequence, hidden_size] or [batch, sequence, hidden_size].
+        stride: 1; a stream sees every frame.
+        progress: called with the number of frames done and of all.
+
+    Raises:
+        RequestError: the bundle has no stream, the recording can't be read, has another width or dtype, or holds a
+            NaN; the target can't be written. Nothing is written then.
+    """
+    if stride != 1:
+        raise RequestError(f"--stride {stride}: a stream sees every frame; leave it out, or leave --stream out")
+    _check_target(model, source, target)
+    with open_recording(source, int(model.input.shape[-1]), model.input.name) as recording:
+        batch, length, _ = recording.frames.shape
+        stream = model.stream(batch, history=0)
+        shape = (batch, length, int(model.output.shape[-1]))
+        with open_output(target, shape if recording.batched else shape[1:]) as output:
+            outputs = output.reshape(shape)
+            for t in range(length):
+                try:
+                    outputs[:, t] = stream.step(np.ascontiguousarray(recording.frames[:, t]))
+                except RequestError as error:
+                    raise RequestError(f"{source}, frame {t}: {error}") from error
+                if progress is not None:
+                    progress(t + 1, length)
+    return StreamReport(
+        output=str(target),
+        shape=list(shape if recording.batched else shape[1:]),
+        frames=length,
+        batch=batch,
+        providers=stream.placement,
+        passed_over=model.passed_over,
+    )
+
+
+def _check_target(model: Model, source: Path, target: Path) -> None:
+    if source.absolute() == target.absolute():
+        raise RequestError(f"--output {target}: is the input; name another file")
+    if target.absolute().resolve().is_relative_to(model.bundle.path.resolve()):
+        raise RequestError(
+            f"--output {target}: is inside the bundle, which holds its own files only; name another place"
+        )

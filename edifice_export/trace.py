@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import inspect
 import logging
+import operator
 import re
 import warnings
 from collections import Counter
@@ -41,7 +42,9 @@ _SIZES = ((2, 7, 13), (3, 11, 17))
 """Two sizes to trace for each free dimension in turn: none of them 0, 1 or equal to another."""
 
 
-def trace(module: nn.Module, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], opset: int) -> ir.Model:
+def trace(
+    module: nn.Module, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], opset: int, name: str = "window"
+) -> ir.Model:
     """Traces `module` to an abstract graph.
 
     Node and value names say where in the module they come from: `blocks.0.mamba/selective_scan`.
@@ -51,6 +54,7 @@ def trace(module: nn.Module, inputs: Sequence[TensorSpec], outputs: Sequence[Ten
         inputs: names and shapes; symbols stay free.
         outputs: names and shapes, checked against the graph's own.
         opset: version of the ONNX operator set.
+        name: of the graph.
 
     Raises:
         CheckError: a free dimension was frozen, or the graph depends on the traced size.
@@ -60,6 +64,7 @@ def trace(module: nn.Module, inputs: Sequence[TensorSpec], outputs: Sequence[Ten
     translated = translate(programs[0], inputs, opset, [spec.name for spec in outputs])
     assert translated.exported_program is not None
     _rename(translated.model, scoped_names(translated.exported_program.graph), inputs, outputs)
+    translated.model.graph.name = name
     check_symbolic(translated.model, inputs, outputs)
     return translated.model
 
@@ -77,10 +82,17 @@ def export_program(
     size_of = dict(zip(symbols, sizes, strict=False))
     free = {symbol: torch.export.Dim(symbol) for symbol in symbols}
     examples = tuple(
-        torch.zeros([size_of[dim] if isinstance(dim, str) else dim for dim in spec.shape], dtype=parameter.dtype)
+        torch.zeros(
+            [size_of[dim] if isinstance(dim, str) else dim for dim in spec.shape], dtype=_dtype(spec, parameter)
+        )
         for spec in inputs
     )
-    dynamic = tuple({axis: free[dim] for axis, dim in enumerate(spec.shape) if isinstance(dim, str)} for spec in inputs)
+    dynamic: tuple[Any, ...] = tuple(
+        {axis: free[dim] for axis, dim in enumerate(spec.shape) if isinstance(dim, str)} for spec in inputs
+    )
+    named = [kind for kind in inspect.signature(module.forward).parameters.values() if kind.kind != kind.VAR_POSITIONAL]
+    if len(named) < len(inputs):  # torch takes what *args stand for as one argument
+        dynamic = (*dynamic[: len(named)], dynamic[len(named) :])
     with _quiet():
         try:
             return torch.export.export(module.eval(), examples, dynamic_shapes=dynamic, strict=False)
@@ -90,6 +102,12 @@ def export_program(
                 f"{type(module).__name__} can't be traced with free dimensions {', '.join(symbols)}: {reason}. Code "
                 "that reads a size as a number (a Python loop over time, int(x.shape[1])) freezes it: use an edifice op"
             ) from error
+
+
+def _dtype(spec: TensorSpec, parameter: nn.Parameter) -> torch.dtype:
+    """What a module computes in, where the specification says floating point."""
+    declared: torch.dtype = getattr(torch, spec.dtype)
+    return parameter.dtype if declared.is_floating_point else declared
 
 
 def translate(
@@ -160,11 +178,15 @@ def scoped_names(graph: torch.fx.Graph) -> dict[str, str]:
     for node in graph.nodes:
         if node.op != "call_function":
             continue
+        if node.target is operator.getitem:
+            # One of several outputs: named after what gives them.
+            names[node.name] = f"{names[node.args[0].name]}.{node.args[1]}"
+            continue
         stack = list(node.meta.get("nn_module_stack", {}).values())
         scope = stack[-1][0] if stack else ""
         scope = "" if scope.startswith("_empty") else scope  # torch's mark for nodes that tracing itself added
-        operator = getattr(node.target, "__name__", str(node.target)).split(".")[0]
-        name = f"{scope}/{operator}" if scope else operator
+        kind = getattr(node.target, "__name__", str(node.target)).split(".")[0]
+        name = f"{scope}/{kind}" if scope else kind
         seen[name] += 1
         names[node.name] = name if seen[name] == 1 else f"{name}_{seen[name] - 1}"
     return names
@@ -211,7 +233,6 @@ def _rename(
         value.metadata_props.clear()
         if value.shape is not None:
             value.shape = ir.Shape([_resymbol(dim, symbols) for dim in value.shape])
-    model.graph.name = "window"
     model.graph.metadata_props.clear()
     model.metadata_props.clear()
     model.producer_name = model.producer_version = None
@@ -221,7 +242,7 @@ def _source(node: ir.Node, scoped: Mapping[str, str]) -> str:
     """The scoped name of the torch value that `node` makes, or of the one that it helps to make, and its operator."""
     for name in (node.outputs[0].name or "", (node.name or "").removeprefix("node_")):
         if name in scoped:
-            return scoped[name]
+            return scoped[name].removesuffix(".0") if len(node.outputs) > 1 else scoped[name]
     traced = re.match(r"%(\w+)", node.metadata_props.get("pkg.torch.onnx.fx_node", ""))
     before = scoped.get(traced[1]) if traced else node.inputs[0].name if node.inputs and node.inputs[0] else None
     return f"{before}/{node.op_type}" if before else node.op_type
@@ -248,15 +269,22 @@ def _translations() -> dict[Callable[..., Any], Callable[..., Any]]:
 
 def _translation(overload: torch._ops.OpOverload) -> Callable[..., Any]:
     arguments = overload._schema.arguments
-    tensors = [argument for argument in arguments if str(argument.type) == "Tensor"]
+    tensors = [argument for argument in arguments if str(argument.type) in _PRESENCE]
     attributes = {argument.name: str(argument.type) for argument in arguments if argument not in tensors}
     name = "".join(part.capitalize() for part in overload._opname.split("_"))
     schema = onnx.defs.OpSchema(
         name,
         EDIFICE.domain,
         EDIFICE.version,
-        inputs=[onnx.defs.OpSchema.FormalParameter(tensor.name, "T") for tensor in tensors],
-        outputs=[onnx.defs.OpSchema.FormalParameter("output", "T")],
+        inputs=[
+            onnx.defs.OpSchema.FormalParameter(
+                tensor.name, _INTEGERS.get(tensor.name, "T"), param_option=_PRESENCE[str(tensor.type)]
+            )
+            for tensor in tensors
+        ],
+        outputs=[
+            onnx.defs.OpSchema.FormalParameter(f"output_{index}", "T") for index in range(len(overload._schema.returns))
+        ],
         type_constraints=[("T", ["tensor(float)", "tensor(double)"], "")],
         attributes=[onnx.defs.OpSchema.Attribute(name, _ATTRIBUTES[kind][1]) for name, kind in attributes.items()],
     )
@@ -265,7 +293,8 @@ def _translation(overload: torch._ops.OpOverload) -> Callable[..., Any]:
     def translate(*args: Any, **kwargs: Any) -> Any:
         # By name: a schema lists its attributes in alphabetical order, not in the torch op's.
         given = dict(zip((argument.name for argument in arguments), args, strict=False)) | kwargs
-        return op(*(given.pop(tensor.name) for tensor in tensors), **given)
+        found = [given.pop(tensor.name, None) for tensor in tensors]
+        return op(*(value for value in found if value is not None), **given)
 
     # The exporter reads from the signature what is a tensor and what an attribute.
     annotations = {name: _ATTRIBUTES[kind][0] for name, kind in attributes.items()}
@@ -283,6 +312,15 @@ def _translation(overload: torch._ops.OpOverload) -> Callable[..., Any]:
     )
     return translate
 
+
+_PRESENCE = {
+    "Tensor": onnx.defs.OpSchema.FormalParameterOption.Single,
+    "Optional[Tensor]": onnx.defs.OpSchema.FormalParameterOption.Optional,
+}
+"""Types of torch's schemas that are inputs; optional ones stand last, so that leaving them out moves no other."""
+
+_INTEGERS = {"position": "tensor(int64)"}
+"""Inputs that are not of the type that an op computes in."""
 
 _ATTRIBUTES = {"int": (int, onnx.defs.OpSchema.AttrType.INT), "float": (float, onnx.defs.OpSchema.AttrType.FLOAT)}
 

@@ -55,6 +55,7 @@ from . import ops
 from .backbone import Backbone
 from .config import Config, Numerics, Shapes, option, size_of
 from .layers import CausalConv1d, FeedForward, LayerNorm, softplus
+from .state import State, input_free
 
 __all__ = ["EDIFICE_NAMES", "H3", "H3Config"]
 
@@ -134,6 +135,7 @@ class Discretization(nn.Module):
         states = torch.arange(1, self.a_log.shape[0] + 1, dtype=torch.float64)
         return {"a_log": states.log(), "dt_log": torch.tensor([math.log(math.expm1(self.initial_step))])}
 
+    @input_free
     def forward(self) -> tuple[Tensor, Tensor]:
         """([1], [N])."""
         dt = softplus(self.dt_log, self.numerics)
@@ -142,22 +144,18 @@ class Discretization(nn.Module):
 
 
 class DiagonalSsm(nn.Module):
-    """y_t = c_t . h_t,  h_t[n] = exp(-dt * exp(a_log[n])) * h_{t-1}[n] + dt * b_t[n] * u_t, for every channel."""
+    """What makes y_t = c_t . h_t,  h_t[n] = exp(-dt * exp(a_log[n])) * h_{t-1}[n] + dt * b_t[n] * u_t of its input."""
 
     def __init__(self, config: H3Config, numerics: Numerics, initial_step: float) -> None:
         super().__init__()
         self.b = nn.Linear(config.hidden_size, config.state_size)
         self.c = nn.Linear(config.hidden_size, config.state_size)
         self.ssm = Discretization(config, numerics, initial_step)
-        self.exact = self.ssm.exact  # here too: freezing leaves of ssm its values alone
 
-    def forward(self, u: Tensor) -> Tensor:
-        """[B, T, D] -> [B, T, D]."""
+    def forward(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """[..., D] -> log decay [N], dt * b [..., N], c [..., N]."""
         dt, log_decay = self.ssm()
-        b, c = dt * self.b(u), self.c(u)
-        if self.exact:
-            return ops.diagonal_scan(u, log_decay, b, c)
-        return ops.cumulative_scan(u, log_decay, b, c, EPSILON)
+        return log_decay, dt * self.b(u), self.c(u)
 
 
 class Block(nn.Module):
@@ -166,6 +164,7 @@ class Block(nn.Module):
     def __init__(self, config: H3Config, numerics: Numerics) -> None:
         super().__init__()
         d = config.hidden_size
+        self.exact = numerics == "standard"
         self.norm = LayerNorm(d, numerics)
         self.shift = DiagonalSsm(config, numerics, INITIAL_STEPS["shift"])
         self.diag = DiagonalSsm(config, numerics, INITIAL_STEPS["diag"])
@@ -175,12 +174,27 @@ class Block(nn.Module):
         self.ffn = FeedForward(d)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, T, D] -> [B, T, D]."""
-        u = self.norm(x)
-        mixed = functional.silu(self.conv(self.shift(u) * self.diag(u)))
-        x = x + self.dropout(self.out_proj(mixed))
-        return x + self.dropout(self.ffn(self.ffn_norm(x)))
+    def initial_state(self, batch: int) -> State:
+        """`ssm`, the states of shift and of diag in one, and `conv`, zero."""
+        channels, state = self.out_proj.weight.shape[0], self.shift.b.weight.shape[0]
+        ssm = self.out_proj.weight.new_zeros(batch, 2, state, channels)
+        return {"ssm": ssm, **self.conv.initial_state(batch)}
+
+    def scan(self, u: Tensor, past: State) -> tuple[Tensor, Tensor, State]:
+        """Of the normalised input, what shift and diag give [B, T, D] or [B, D], and the state after it."""
+        shift, diag = self.shift(u), self.diag(u)
+        log_decay, b, c = (torch.stack(pair, dim=-2) for pair in zip(shift, diag, strict=True))
+        if self.exact:
+            y, ssm = ops.diagonal_scan(u, log_decay, b, c, past["ssm"])
+            return *y.unbind(-2), {"ssm": ssm}
+        return *ops.cumulative_scan(u, log_decay, b, c, EPSILON).unbind(-2), {}
+
+    def forward(self, x: Tensor, past: State) -> tuple[Tensor, State]:
+        """[B, T, D] or [B, D], of the same shape -> and the state after it."""
+        shift, diag, ssm = self.scan(self.norm(x), past)
+        mixed, conv = self.conv(shift * diag, past)
+        x = x + self.dropout(self.out_proj(functional.silu(mixed)))
+        return x + self.dropout(self.ffn(self.ffn_norm(x))), ssm | conv
 
 
 class H3(Backbone):
@@ -200,6 +214,16 @@ class H3(Backbone):
             return None
         exact = copy.deepcopy(self)
         for module in exact.modules():
-            if isinstance(module, (Discretization, DiagonalSsm)):
+            if isinstance(module, (Discretization, Block)):
                 module.exact = True
         return exact
+
+    @property
+    def why_no_stream(self) -> str | None:
+        """See Backbone.why_no_stream: Edifice's recurrence has no state."""
+        if self.numerics == "standard":
+            return None
+        return (
+            "h3 with edifice numerics has no stream: Edifice's recurrence is a quotient of products over the whole "
+            "window, which no state of constant size stands for"
+        )

@@ -53,6 +53,7 @@ from . import ops
 from .backbone import Backbone
 from .config import MAX_WINDOW, Config, Numerics, Shapes, option, size_of
 from .layers import CausalConv1d, GatedFeedForward, LayerNorm
+from .state import State, input_free
 
 __all__ = ["EDIFICE_NAMES", "Hyena", "HyenaConfig"]
 
@@ -138,6 +139,7 @@ class ImplicitFilter(nn.Module):
         steps = torch.arange(config.window_size, dtype=torch.float32)
         self.register_buffer("positions", (steps / max(config.window_size - 1, 1))[:, None], persistent=False)
 
+    @input_free
     def forward(self) -> Tensor:
         """[S, D], the current frame's tap first."""
         return self.dense3(torch.sin(self.dense2(torch.sin(self.dense1(self.positions)))))
@@ -149,6 +151,7 @@ class Block(nn.Module):
     def __init__(self, config: HyenaConfig, numerics: Numerics) -> None:
         super().__init__()
         d = config.hidden_size
+        self.window_size = config.window_size
         self.norm = LayerNorm(d, numerics)
         self.conv = CausalConv1d(d, CONV_SIZE)
         self.proj = nn.Linear(d, (config.order + 1) * d)
@@ -158,13 +161,69 @@ class Block(nn.Module):
         self.ffn = GatedFeedForward(d)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, T, D] -> [B, T, D]."""
-        y, *gates = self.proj(self.conv(self.norm(x))).chunk(len(self.filters) + 1, dim=-1)
-        for make_filter, gate in zip(self.filters, gates, strict=True):
-            y = ops.fft_conv(y, make_filter()) * gate
+    def initial_state(self, batch: int) -> State:
+        """`conv`, and `long_conv`: what the convolution of each order has seen, the oldest frame first; zero."""
+        order, channels = len(self.filters), self.out_proj.weight.shape[0]
+        reach = self.window_size - 1
+        history = self.out_proj.weight.new_zeros(batch, order, reach, channels)
+        return self.conv.initial_state(batch) | ({"long_conv": history} if reach else {})
+
+    def forward(self, x: Tensor, past: State) -> tuple[Tensor, State]:
+        """[B, T, D], or with a state also [B, D], of the same shape -> and the state after it."""
+        projected, conv = self.conv(self.norm(x), past)
+        v, *gates = self.proj(projected).chunk(len(self.filters) + 1, dim=-1)
+        kernels = [make_filter() for make_filter in self.filters]
+        if "long_conv" not in past:
+            y, history = convolve_window(v, gates, kernels), {}
+        else:
+            convolve = convolve_frame if x.ndim == 2 else convolve_piece
+            y, long_conv = convolve(v, gates, kernels, past["long_conv"])
+            history = {"long_conv": long_conv}
         x = x + self.dropout(self.out_proj(y))
-        return x + self.dropout(self.ffn(self.ffn_norm(x)))
+        return x + self.dropout(self.ffn(self.ffn_norm(x))), conv | history
+
+
+def convolve_window(v: Tensor, gates: list[Tensor], kernels: list[Tensor]) -> Tensor:
+    """The Hyena operator, y = long_conv(y, kernel_j) * gate_j for each order, y = v at first: [B, T, D] -> [B, T, D]."""
+    for gate, kernel in zip(gates, kernels, strict=True):
+        v = ops.fft_conv(v, kernel) * gate
+    return v
+
+
+def convolve_piece(v: Tensor, gates: list[Tensor], kernels: list[Tensor], past: Tensor) -> tuple[Tensor, Tensor]:
+    """The Hyena operator on a sequence of any length that goes on from a history.
+
+    Args:
+        v: [B, T, D].
+        gates: of each order, [B, T, D].
+        kernels: of each order, [S, D].
+        past: [B, order, S - 1, D].
+
+    Returns:
+        [B, T, D], and the history after it.
+    """
+    length, histories = v.shape[1], []
+    for order, (gate, kernel) in enumerate(zip(gates, kernels, strict=True)):
+        seen = torch.cat([past[:, order], v], dim=1)
+        # What is further back than the window is out of reach: taps of zero for it.
+        beyond = torch.zeros_like(v[0])
+        histories.append(seen[:, length:])
+        v = ops.fft_conv(seen, torch.cat([kernel, beyond]))[:, past.shape[2] :] * gate
+    return v, torch.stack(histories, dim=1)
+
+
+def convolve_frame(v: Tensor, gates: list[Tensor], kernels: list[Tensor], past: Tensor) -> tuple[Tensor, Tensor]:
+    """The Hyena operator on one frame: as convolve_piece, of v and gates [B, D].
+
+    What the past gives to every order is one product: it does not depend on the frame.
+    """
+    taps = torch.stack(kernels)
+    remembered = (past * taps[:, 1:].flip(1)).sum(2)
+    added = []
+    for order, gate in enumerate(gates):
+        added.append(v)
+        v = (remembered[:, order] + taps[order, 0] * v) * gate
+    return v, torch.cat([past[:, :, 1:], torch.stack(added, dim=1)[:, :, None]], dim=2)
 
 
 class Hyena(Backbone):

@@ -51,7 +51,8 @@ from torch.nn import functional
 from . import ops
 from .backbone import Backbone
 from .config import Config, Numerics, OptionError, Shapes, option, size_of
-from .layers import CausalAttention, CausalConv1d, FeedForward, LayerNorm, prepend
+from .layers import CausalAttention, CausalConv1d, FeedForward, LayerNorm
+from .state import State, input_free, kind_of, without_reach
 
 __all__ = ["EDIFICE_NAMES", "Hymba", "HymbaConfig"]
 
@@ -172,14 +173,20 @@ class Mamba(nn.Module):
         self.out_proj = nn.Linear(inner, config.hidden_size)
         self.register_buffer("rates", -torch.arange(1.0, state + 1).unsqueeze(0), persistent=False)
 
-    def forward(self, u: Tensor) -> Tensor:
-        """[B, T, D] -> [B, T, D]."""
+    def initial_state(self, batch: int) -> State:
+        """`ssm` and `conv`, zero."""
+        shape = (batch, self.rates.shape[1], self.conv.weight.shape[0])
+        return {"ssm": self.rates.new_zeros(shape), **self.conv.initial_state(batch)}
+
+    def forward(self, u: Tensor, past: State) -> tuple[Tensor, State]:
+        """[B, T, D] or [B, D], of the same shape -> and the state after it."""
         x, z = self.in_proj(u).chunk(2, dim=-1)
-        x = functional.silu(self.conv(x))
+        x, conv = self.conv(x, past)
+        x = functional.silu(x)
         b, c = self.bc_proj(x).chunk(2, dim=-1)
         delta = functional.softplus(self.dt_proj(self.dt_rank(x))).clamp(*STEP_RANGE)
-        y = ops.selective_scan(x, delta, self.rates, delta.mean(-1, keepdim=True) * b, c)
-        return self.out_proj(y * functional.silu(z))
+        y, ssm = ops.selective_scan(x, delta, self.rates, delta.mean(-1, keepdim=True) * b, c, past["ssm"])
+        return self.out_proj(y * functional.silu(z)), {"ssm": ssm, **conv}
 
 
 class Block(nn.Module):
@@ -191,17 +198,23 @@ class Block(nn.Module):
         self.norm = LayerNorm(d, numerics)
         self.mamba = Mamba(config)
         own_meta = 0 if config.meta_propagation else config.num_meta_tokens
-        self.attention = CausalAttention(d, d, config.num_heads, numerics, own_meta)
+        self.attention = CausalAttention(d, d, config.num_heads, config.window_size, numerics, own_meta)
         self.fusion_gate = nn.Linear(d, d)
         self.ffn_norm = LayerNorm(d, numerics)
         self.ffn = FeedForward(d)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, T, D] -> [B, T, D]."""
+    def initial_state(self, batch: int) -> State:
+        """That of both paths."""
+        return self.mamba.initial_state(batch) | self.attention.initial_state(batch)
+
+    def forward(self, x: Tensor, past: State) -> tuple[Tensor, State]:
+        """[B, T, D] or [B, D], of the same shape -> and the state after it."""
         u = self.norm(x)
         gate = torch.sigmoid(self.fusion_gate(u))
-        x = x + gate * self.mamba(u) + (1 - gate) * self.attention(u)
-        return x + self.ffn(self.ffn_norm(x))
+        summarised, ssm = self.mamba(u, past)
+        recalled, cache = self.attention(u, past)
+        x = x + gate * summarised + (1 - gate) * recalled
+        return x + self.ffn(self.ffn_norm(x)), ssm | cache
 
 
 class Hymba(Backbone):
@@ -214,14 +227,24 @@ class Hymba(Backbone):
 
     def __init__(self, config: HymbaConfig, numerics: Numerics = "standard") -> None:
         super().__init__(config, numerics, lambda: Block(config, numerics), config.dropout)
-        self.prefix = config.num_meta_tokens if config.meta_propagation else 0
-        if self.prefix:
-            self.meta_tokens = nn.Parameter(torch.empty(self.prefix, config.hidden_size))
+        self.propagates = config.meta_propagation and config.num_meta_tokens > 0
+        if self.propagates:
+            self.meta_tokens = nn.Parameter(torch.empty(config.num_meta_tokens, config.hidden_size))
 
-    def hidden(self, state_sequence: Tensor) -> Tensor:
-        """The residual stream after the last block, without that of propagated meta tokens: [B, T, E] -> [B, T, D]."""
-        x = self.input_projection(state_sequence)
-        if self.prefix:
-            x = prepend(self.meta_tokens, x)
-        x = self.run_blocks(x)
-        return x[:, self.prefix :] if self.prefix else x
+    @input_free
+    def after_meta_tokens(self) -> State:
+        """Of propagated meta tokens: the state that they leave, and their keys and values, which every frame sees."""
+        if not self.propagates:
+            return {}
+        _, state = self.run_blocks(self.meta_tokens[None], without_reach(super().start(1)))
+        sinks = {name: state.pop(name)[0] for name in list(state) if kind_of(name) in ("key", "value")}
+        return state | {name.replace(".", ".sink_"): value for name, value in sinks.items()}
+
+    def start(self, batch: int) -> State:
+        """See Backbone.start: propagated meta tokens have been through every block."""
+        zeros, primed = super().start(batch), self.after_meta_tokens()
+        return {name: primed[name].expand_as(value) if name in primed else value for name, value in zeros.items()}
+
+    def constants(self) -> State:
+        """See Backbone.constants: `sink_key` and `sink_value` of propagated meta tokens, [M, D]."""
+        return {name: value for name, value in self.after_meta_tokens().items() if "sink" in kind_of(name)}

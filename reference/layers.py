@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from . import ops
 from .config import Numerics
+from .state import State
 
 __all__ = [
     "CausalAttention",
@@ -48,9 +49,16 @@ class CausalConv1d(nn.Module):
         self.weight = nn.Parameter(torch.empty(channels, 1, kernel_size))
         self.bias = nn.Parameter(torch.empty(channels))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, T, C] -> [B, T, C]."""
-        return ops.causal_conv1d(x, self.weight, self.bias, self.weight.shape[0])
+    def initial_state(self, batch: int) -> State:
+        """`conv`: the frames before the first, zero; nothing if the kernel sees only the current frame."""
+        channels, _, kernel_size = self.weight.shape
+        return {"conv": self.weight.new_zeros(batch, kernel_size - 1, channels)} if kernel_size > 1 else {}
+
+    def forward(self, x: Tensor, past: State) -> tuple[Tensor, State]:
+        """[B, T, C] or [B, C], of the same shape -> and the state after it."""
+        none = self.weight.new_zeros(1, 0, self.weight.shape[0])
+        y, conv = ops.causal_conv1d(x, self.weight, self.bias, self.weight.shape[0], past.get("conv", none))
+        return y, {"conv": conv} if "conv" in past else {}
 
 
 class FeedForward(nn.Module):
@@ -62,7 +70,7 @@ class FeedForward(nn.Module):
         self.down = nn.Linear(4 * channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, T, C] -> [B, T, C]."""
+        """[..., C] -> [..., C]."""
         return self.down(functional.gelu(self.up(x)))
 
 
@@ -76,16 +84,21 @@ class GatedFeedForward(nn.Module):
         self.down = nn.Linear(4 * channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, T, C] -> [B, T, C]."""
+        """[..., C] -> [..., C]."""
         return self.down(functional.silu(self.gate(x)) * self.up(x))
 
 
 class CausalAttention(nn.Module):
-    """Multi-head attention of a width of its own; learned meta keys and values, if any, come before the first frame."""
+    """Multi-head attention of a width of its own; learned meta keys and values, if any, come before the first frame.
 
-    def __init__(self, channels: int, width: int, num_heads: int, numerics: Numerics, num_meta: int = 0) -> None:
+    In a window every frame sees all before it. In a stream it sees the last `window_size` frames, itself among them.
+    """
+
+    def __init__(
+        self, channels: int, width: int, num_heads: int, window_size: int, numerics: Numerics, num_meta: int = 0
+    ) -> None:
         super().__init__()
-        self.num_heads = num_heads
+        self.num_heads, self.window_size = num_heads, window_size
         self.epsilon = 1e-8 if numerics == "edifice" else 0.0
         self.q, self.k, self.v = (nn.Linear(channels, width) for _ in range(3))
         self.out_proj = nn.Linear(width, channels)
@@ -94,12 +107,29 @@ class CausalAttention(nn.Module):
             self.meta_k = nn.Parameter(torch.empty(num_meta, width))
             self.meta_v = nn.Parameter(torch.empty(num_meta, width))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, T, C] -> [B, T, C]."""
+    def initial_state(self, batch: int) -> State:
+        """`key` and `value`: rings of the last frames' keys and values."""
+        width = self.q.weight.shape[0]
+        shape = (batch, self.num_heads, self.window_size, width // self.num_heads)
+        return {"key": self.q.weight.new_zeros(shape), "value": self.q.weight.new_zeros(shape)}
+
+    def forward(self, x: Tensor, past: State) -> tuple[Tensor, State]:
+        """[B, T, C], or with a state also [B, C], of the same shape -> and the state after it.
+
+        Without a state what comes after it are the keys and the values of x. `sink_key` and `sink_value` of a past are
+        positions [M, W] that every frame sees, in place of meta keys and values of this layer's own.
+        """
         q, k, v = self.q(x), self.k(x), self.v(x)
         if self.has_meta:
-            k, v = prepend(self.meta_k, k), prepend(self.meta_v, v)
-        return self.out_proj(ops.causal_attention(q, k, v, self.num_heads, self.epsilon))
+            past = {**past, "sink_key": self.meta_k, "sink_value": self.meta_v}
+        sinks = [past[name] for name in ("sink_key", "sink_value") if name in past]
+        if "key" in past:
+            ring = past["key"], past["value"], past["position"]
+            y, key, value = ops.sliding_attention(q, k, v, self.num_heads, self.epsilon, *ring, *sinks)
+            return self.out_proj(y), {"key": key, "value": value}
+        seen = [prepend(sink, new) for sink, new in zip(sinks, (k, v), strict=True)] if sinks else [k, v]
+        y = ops.causal_attention(q, *seen, self.num_heads, self.epsilon)
+        return self.out_proj(y), {"key": k, "value": v}
 
 
 def prepend(tokens: Tensor, sequence: Tensor) -> Tensor:

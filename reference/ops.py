@@ -3,12 +3,17 @@
 An op is registered from its plain-torch definition, the mathematics. A traced graph keeps the op whole, so that a
 lowering can be chosen for it later; eager code runs the definition, and gradients are those of the definition.
 
-    B batch, T sequence, S key sequence, C channels, N state, K kernel, W attention width, H heads
+Ops with a memory take what came before and give what comes after: a sequence computed in pieces, each from the state
+that the last one left, is the sequence computed at once. In place of a sequence they also take one frame, without the
+sequence axis, which is then missing in their output too.
+
+    B batch, T sequence, S key sequence, C channels, N state, K kernel, W attention width, H heads, P width of a head
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -24,6 +29,7 @@ OPS = (
     "floored_layer_norm",
     "linear_scan",
     "selective_scan",
+    "sliding_attention",
 )
 
 __all__ = ["MAX_ATTENTION_EPSILON", "NAMESPACE", "OPS", *OPS]
@@ -37,150 +43,208 @@ MAX_ATTENTION_EPSILON = 2.0**-25
 _QUERY_BLOCK = 256
 """Queries whose scores are in memory at once: a long sequence has too many pairs for all."""
 
-
-def _edifice_op(definition: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Registers `definition` as `edifice::<its name>`; its result has the shape and dtype of its first argument."""
-    op = torch.library.custom_op(f"{NAMESPACE}::{definition.__name__}", definition, mutates_args=())
-
-    @op.register_fake
-    def _(first: Tensor, *_rest: Any) -> Tensor:
-        return torch.empty_like(first)
-
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG001
-        ctx.is_tensor = [isinstance(value, Tensor) for value in inputs]
-        ctx.constants = [value for value in inputs if not isinstance(value, Tensor)]
-        ctx.save_for_backward(*(value for value in inputs if isinstance(value, Tensor)))
-
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        # The definition is run again under autograd: one mathematics, no gradient formula to keep in step with it.
-        tensors, constants = iter(ctx.saved_tensors), iter(ctx.constants)
-        inputs = [next(tensors).detach() if tensor else next(constants) for tensor in ctx.is_tensor]
-        wanted = [index for index, needed in enumerate(ctx.needs_input_grad) if needed]
-        with torch.enable_grad():
-            for index in wanted:
-                inputs[index].requires_grad_()
-            output = definition(*inputs)
-            found = torch.autograd.grad(output, [inputs[index] for index in wanted], gradient)
-        gradients: list[Tensor | None] = [None] * len(inputs)
-        for index, value in zip(wanted, found, strict=True):
-            gradients[index] = value
-        return tuple(gradients)
-
-    op.register_autograd(backward, setup_context=setup_context)
-    return op
+_Shapes = Callable[..., Sequence[Sequence[Any]]]
 
 
-@_edifice_op
-def selective_scan(x: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+def _edifice_op(
+    shapes: _Shapes = lambda first, *_: [first.shape], streamed: Sequence[str] = ()
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Registers a definition as `edifice::<its name>`.
+
+    Args:
+        shapes: from the arguments, the shape of each output; all have the dtype of the first argument.
+        streamed: the arguments that have a sequence axis, of an op that takes one frame in place of a sequence.
+    """
+
+    def register(definition: Callable[..., Any]) -> Callable[..., Any]:
+        define = _with_frames(definition, streamed) if streamed else definition
+        op = torch.library.custom_op(f"{NAMESPACE}::{definition.__name__}", define, mutates_args=())
+
+        @op.register_fake
+        def _(*inputs: Any) -> Any:
+            outputs = [inputs[0].new_empty(shape) for shape in shapes(*inputs)]
+            return outputs[0] if len(outputs) == 1 else tuple(outputs)
+
+        op.register_autograd(functools.partial(_backward, define), setup_context=_setup_context)
+        return op
+
+    return register
+
+
+def _with_frames(definition: Callable[..., Any], streamed: Sequence[str]) -> Callable[..., Any]:
+    """The definition for sequences, and for one frame as a sequence of one."""
+    names = list(definition.__annotations__)
+
+    @functools.wraps(definition)
+    def define(*inputs: Any) -> Any:
+        if inputs[0].ndim != 2:
+            return definition(*inputs)
+        y, *states = definition(
+            *(value.unsqueeze(1) if name in streamed else value for name, value in zip(names, inputs, strict=False))
+        )
+        return y.squeeze(1), *states
+
+    return define
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:  # noqa: ARG001
+    ctx.is_tensor = [isinstance(value, Tensor) for value in inputs]
+    ctx.constants = [value for value in inputs if not isinstance(value, Tensor)]
+    ctx.save_for_backward(*(value for value in inputs if isinstance(value, Tensor)))
+
+
+def _backward(define: Callable[..., Any], ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+    # The definition is run again under autograd: one mathematics, no gradient formula to keep in step with it.
+    tensors, constants = iter(ctx.saved_tensors), iter(ctx.constants)
+    inputs = [next(tensors).detach() if tensor else next(constants) for tensor in ctx.is_tensor]
+    wanted = [index for index, needed in enumerate(ctx.needs_input_grad) if needed]
+    with torch.enable_grad():
+        for index in wanted:
+            inputs[index].requires_grad_()
+        found = define(*inputs)
+        outputs = found if isinstance(found, tuple) else (found,)
+        used = [
+            (output, gradient)
+            for output, gradient in zip(outputs, gradients, strict=True)
+            if gradient is not None and output.requires_grad
+        ]
+        found = torch.autograd.grad(
+            [output for output, _ in used],
+            [inputs[index] for index in wanted],
+            [gradient for _, gradient in used],
+            allow_unused=True,
+        )
+    result: list[Tensor | None] = [None] * len(inputs)
+    for index, value in zip(wanted, found, strict=True):
+        result[index] = value
+    return tuple(result)
+
+
+def _scanned(x: Tensor, *inputs: Any) -> Sequence[Sequence[Any]]:
+    """Shapes of a scan's outputs: those of x, and of the initial state for all of the batch."""
+    return x.shape, (x.shape[0], *inputs[-1].shape[1:])
+
+
+@_edifice_op(_scanned, streamed=("x", "delta", "b", "c"))
+def selective_scan(x: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, initial: Tensor) -> tuple[Tensor, Tensor]:
     """Diagonal state-space recurrence whose step, input and read-out depend on the input (Mamba, arXiv 2312.00752).
 
-        h_t[c, n] = exp(delta_t[c] * a[c, n]) * h_{t-1}[c, n] + b_t[n] * x_t[c]        h_0 = 0
-        y_t[c]    = sum_n c_t[n] * h_t[c, n]
+        h_t[n, c] = exp(delta_t[c] * a[c, n]) * h_{t-1}[n, c] + b_t[n] * x_t[c]        h_0 = initial
+        y_t[c]    = sum_n c_t[n] * h_t[n, c]
 
     The step that scales the input is the caller's: Mamba passes delta * x for x.
 
     Args:
-        x: [batch, sequence, channels].
+        x: [batch, sequence, channels], or one frame [batch, channels]; so for delta, b and c.
         delta: step of each channel [batch, sequence, channels].
         a: rates, negative for a stable model [channels or 1, state].
         b: input weights [batch, sequence, state].
         c: read-out weights [batch, sequence, state].
+        initial: the state before the first frame [batch or 1, state, channels].
 
     Returns:
-        [batch, sequence, channels].
+        y [batch, sequence, channels] and the state after the last frame [batch, state, channels].
     """
-    h = x.new_zeros(x.shape[0], x.shape[2], a.shape[1])
+    h = initial.expand(x.shape[0], -1, -1)
     outputs = []
     for t in range(x.shape[1]):
-        decay = torch.exp(delta[:, t, :, None] * a)
-        h = decay * h + b[:, t, None, :] * x[:, t, :, None]
-        outputs.append(torch.einsum("bcn,bn->bc", h, c[:, t]))
-    return torch.stack(outputs, dim=1)
+        decay = torch.exp(delta[:, t, None, :] * a.T)
+        h = decay * h + b[:, t, :, None] * x[:, t, None, :]
+        outputs.append(torch.einsum("bnc,bn->bc", h, c[:, t]))
+    return torch.stack(outputs, dim=1), h
 
 
-@_edifice_op
-def linear_scan(x: Tensor, log_decay: Tensor) -> Tensor:
+@_edifice_op(_scanned, streamed=("x", "log_decay"))
+def linear_scan(x: Tensor, log_decay: Tensor, initial: Tensor) -> tuple[Tensor, Tensor]:
     """First-order linear recurrence, elementwise, whose decay depends on the input.
 
-        h_t = exp(log_decay_t) * h_{t-1} + x_t        h_0 = 0
+        h_t = exp(log_decay_t) * h_{t-1} + x_t        h_0 = initial
 
     The decay is given as its logarithm because float32 can't tell decays near 1 apart well enough: over thousands of
     frames the rounding of 1 - 1e-4 alone would be seen.
 
     Args:
-        x: [batch, sequence, channels].
+        x: [batch, sequence, channels], or one frame [batch, channels]; so for log_decay.
         log_decay: at most 0 for a stable recurrence [batch, sequence, channels or 1].
+        initial: the state before the first frame [batch or 1, channels].
 
     Returns:
-        [batch, sequence, channels].
+        h at every frame [batch, sequence, channels] and at the last [batch, channels].
     """
-    h = torch.zeros_like(x[:, 0])
+    h = initial.expand(x.shape[0], -1)
     outputs = []
     for t in range(x.shape[1]):
         h = torch.exp(log_decay[:, t]) * h + x[:, t]
         outputs.append(h)
-    return torch.stack(outputs, dim=1)
+    return torch.stack(outputs, dim=1), h.clone()
 
 
-@_edifice_op
-def diagonal_scan(x: Tensor, log_decay: Tensor, b: Tensor, c: Tensor) -> Tensor:
-    """Diagonal state-space recurrence whose decay is constant and shared by all channels (H3, arXiv 2212.14052).
+def _grouped(x: Tensor, log_decay: Tensor, *inputs: Any) -> Sequence[Sequence[Any]]:
+    """Shapes of a grouped scan's outputs: every group reads out all channels."""
+    y = (*x.shape[:-1], log_decay.shape[0], x.shape[-1])
+    return (y, (x.shape[0], *inputs[-1].shape[1:])) if isinstance(inputs[-1], Tensor) else (y,)
 
-        h_t[c, n] = exp(log_decay[n]) * h_{t-1}[c, n] + b_t[n] * x_t[c]        h_0 = 0
-        y_t[c]    = sum_n c_t[n] * h_t[c, n]
+
+@_edifice_op(_grouped, streamed=("x", "b", "c"))
+def diagonal_scan(x: Tensor, log_decay: Tensor, b: Tensor, c: Tensor, initial: Tensor) -> tuple[Tensor, Tensor]:
+    """Diagonal state-space recurrences whose decay is constant and shared by all channels (H3, arXiv 2212.14052).
+
+        h_t[g, n, c] = exp(log_decay[g, n]) * h_{t-1}[g, n, c] + b_t[g, n] * x_t[c]        h_0 = initial
+        y_t[g, c]    = sum_n c_t[g, n] * h_t[g, n, c]
 
     Args:
-        x: [batch, sequence, channels].
-        log_decay: at most 0 for a stable recurrence [state].
-        b: input weights [batch, sequence, state].
-        c: read-out weights [batch, sequence, state].
+        x: the input of all groups [batch, sequence, channels], or one frame [batch, channels]; so for b and c.
+        log_decay: at most 0 for a stable recurrence [groups, state].
+        b: input weights [batch, sequence, groups, state].
+        c: read-out weights [batch, sequence, groups, state].
+        initial: the state before the first frame [batch or 1, groups, state, channels].
 
     Returns:
-        [batch, sequence, channels].
+        y [batch, sequence, groups, channels] and the state after the last frame [batch, groups, state, channels].
     """
-    decay = torch.exp(log_decay)
-    h = x.new_zeros(x.shape[0], x.shape[2], log_decay.shape[0])
+    decay = torch.exp(log_decay)[..., None]
+    h = initial.expand(x.shape[0], -1, -1, -1)
     outputs = []
     for t in range(x.shape[1]):
-        h = decay * h + b[:, t, None, :] * x[:, t, :, None]
-        outputs.append(torch.einsum("bcn,bn->bc", h, c[:, t]))
-    return torch.stack(outputs, dim=1)
+        h = decay * h + b[:, t, :, :, None] * x[:, t, None, None, :]
+        outputs.append(torch.einsum("bgnc,bgn->bgc", h, c[:, t]))
+    return torch.stack(outputs, dim=1), h
 
 
-@_edifice_op
+@_edifice_op(_grouped)
 def cumulative_scan(x: Tensor, log_decay: Tensor, b: Tensor, c: Tensor, epsilon: float) -> Tensor:
     """diagonal_scan as Edifice.SSM.H3 computes it: a quotient of cumulative products, which loses what has decayed.
 
-        p_t[n] = exp(t * log_decay[n])
-        y_t[c] = sum_n c_t[n] * p_t[n] * sum_{s <= t} b_s[n] * x_s[c] / (p_s[n] + epsilon)
+        p_t[g, n] = exp(t * log_decay[g, n])
+        y_t[g, c] = sum_n c_t[g, n] * p_t[g, n] * sum_{s <= t} b_s[g, n] * x_s[c] / (p_s[g, n] + epsilon)
 
     Of a frame that came in when p was far below epsilon nothing is left. It is here to reproduce weights that were
-    trained with it, and only for that.
+    trained with it, and only for that. It needs its whole window: there is no state that would stand for the past.
 
     Args:
         x: [batch, sequence, channels].
-        log_decay: at most 0 [state].
-        b: input weights [batch, sequence, state].
-        c: read-out weights [batch, sequence, state].
+        log_decay: at most 0 [groups, state].
+        b: input weights [batch, sequence, groups, state].
+        c: read-out weights [batch, sequence, groups, state].
         epsilon: Edifice: 1e-10.
 
     Returns:
-        [batch, sequence, channels].
+        [batch, sequence, groups, channels].
     """
     length = x.shape[1]
     steps = torch.arange(1, length + 1, dtype=x.dtype, device=x.device)
-    product = torch.exp(steps[:, None] * log_decay)
-    key = b / (product + epsilon)
-    query = c * product
+    product = torch.exp(steps[:, None, None] * log_decay)
+    key = (b / (product + epsilon)).transpose(1, 2)
+    query = (c * product).transpose(1, 2)
     outputs = []
     for start in range(0, length, _QUERY_BLOCK):
         stop = min(start + _QUERY_BLOCK, length)
-        scores = (query[:, start:stop] @ key[:, :stop].transpose(1, 2)).tril(start)
-        outputs.append(scores @ x[:, :stop])
-    return torch.cat(outputs, dim=1)
+        scores = (query[:, :, start:stop] @ key[:, :, :stop].transpose(2, 3)).tril(start)
+        outputs.append(scores @ x[:, None, :stop])
+    return torch.cat(outputs, dim=2).transpose(1, 2).contiguous()
 
 
-@_edifice_op
+@_edifice_op()
 def fft_conv(x: Tensor, kernel: Tensor) -> Tensor:
     """Causal convolution with a kernel as long as the window, through the frequency domain (Hyena, arXiv 2302.10866).
 
@@ -204,29 +268,31 @@ def fft_conv(x: Tensor, kernel: Tensor) -> Tensor:
     return torch.fft.irfft(spectrum, size, dim=1)[:, :length].contiguous()
 
 
-@_edifice_op
-def causal_conv1d(x: Tensor, weight: Tensor, bias: Tensor, groups: int) -> Tensor:
+@_edifice_op(_scanned, streamed=("x",))
+def causal_conv1d(x: Tensor, weight: Tensor, bias: Tensor, groups: int, past: Tensor) -> tuple[Tensor, Tensor]:
     """Causal convolution over time: output t sees frames t-K+1 to t, the last tap meets frame t.
 
     Args:
-        x: [batch, sequence, channels].
+        x: [batch, sequence, channels], or one frame [batch, channels].
         weight: [channels, channels / groups, kernel], cross-correlation.
         bias: [channels].
         groups: channels for a depthwise convolution.
+        past: the frames before the first [batch or 1, kernel - 1, channels].
 
     Returns:
-        [batch, sequence, channels].
+        y [batch, sequence, channels] and the last frames [batch, kernel - 1, channels].
     """
-    padded = functional.pad(x.transpose(1, 2), (weight.shape[2] - 1, 0))
-    return functional.conv1d(padded, weight, bias, groups=groups).transpose(1, 2).contiguous()
+    seen = torch.cat([past.expand(x.shape[0], -1, -1), x], dim=1)
+    y = functional.conv1d(seen.transpose(1, 2), weight, bias, groups=groups).transpose(1, 2)
+    return y.contiguous(), seen[:, x.shape[1] :].clone()
 
 
-@_edifice_op
+@_edifice_op()
 def causal_attention(query: Tensor, key: Tensor, value: Tensor, num_heads: int, epsilon: float) -> Tensor:
     """Multi-head attention, scale 1/sqrt(head width), in which the keys before the queries are visible to all.
 
-    Query t of T sees keys 0 to S - T + t: the last T keys are the queries' own frames, the S - T before them a prefix
-    (meta tokens, or a cache).
+    Query t of T sees keys 0 to S - T + t: the last T keys are the queries' own frames, the S - T before them a prefix,
+    such as meta tokens.
 
     Args:
         query: [batch, sequence, width].
@@ -241,22 +307,89 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor, num_heads: int, 
     Raises:
         ValueError: epsilon is above MAX_ATTENTION_EPSILON.
     """
-    if not 0 <= epsilon <= MAX_ATTENTION_EPSILON:
-        raise ValueError(f"epsilon must be from 0 to {MAX_ATTENTION_EPSILON}, got {epsilon}")
-    q, k, v = (t.reshape(*t.shape[:2], num_heads, -1).transpose(1, 2) for t in (query, key, value))
+    q, k, v = (_split_heads(t, num_heads) for t in (query, key, value))
     length, seen = q.shape[2], k.shape[2]
     outputs = []
     for start in range(0, length, _QUERY_BLOCK):
         block = q[:, :, start : start + _QUERY_BLOCK]
-        scores = block @ k.transpose(2, 3) / q.shape[-1] ** 0.5
-        visible = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril(seen - length + start)
-        scores = scores.masked_fill(~visible, -torch.inf)
-        weights = torch.exp(scores - scores.amax(-1, keepdim=True))
-        outputs.append(weights / (weights.sum(-1, keepdim=True) + epsilon) @ v)
+        visible = torch.ones(block.shape[2], seen, dtype=torch.bool, device=q.device).tril(seen - length + start)
+        outputs.append(_attend(block, k, v, visible, epsilon))
     return torch.cat(outputs, dim=2).transpose(1, 2).flatten(2)
 
 
-@_edifice_op
+@_edifice_op(
+    lambda query, key, value, heads, epsilon, past_key, *_: [query.shape, past_key.shape, past_key.shape],
+    streamed=("query", "key", "value"),
+)
+def sliding_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    num_heads: int,
+    epsilon: float,
+    past_key: Tensor,
+    past_value: Tensor,
+    position: Tensor,
+    sink_key: Tensor | None = None,
+    sink_value: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Multi-head attention, scale 1/sqrt(head width), that sees the last `window` frames, and sinks that stay in sight.
+
+    The keys and values of the last frames are a ring: that of the frame at position p (counted from 0) is in slot
+    p modulo window, so that a new frame overwrites the one that goes out of sight and nothing is moved. A slot that no
+    frame has filled yet is seen by nobody. Attention does not ask in which order keys stand.
+
+    Args:
+        query: [batch, sequence, width], or one frame [batch, width]; so for key and value.
+        key: [batch, sequence, width].
+        value: [batch, sequence, width].
+        num_heads: heads that share the width.
+        epsilon: added to the softmax's denominator, whose largest term is 1 (Edifice: 1e-8).
+        past_key: [batch, heads, window, width / heads].
+        past_value: [batch, heads, window, width / heads].
+        position: frames that each entry has seen so far, int64 [batch].
+        sink_key: seen by every query [sinks, width]; none if None.
+        sink_value: [sinks, width].
+
+    Returns:
+        [batch, sequence, width], and the rings of keys and of values after the last frame.
+
+    Raises:
+        ValueError: epsilon is above MAX_ATTENTION_EPSILON.
+    """
+    (batch, length), window = query.shape[:2], past_key.shape[2]
+    frames = torch.arange(window + length, device=query.device)
+    # In the order of time: the ring's frames, oldest first, then the new ones.
+    oldest_first = (position[:, None] + frames[:window]) % window
+    order = oldest_first[:, None, :, None].expand_as(past_key)
+    k, v = (
+        torch.cat([past.gather(2, order), _split_heads(new, num_heads)], dim=2)
+        for past, new in ((past_key, key), (past_value, value))
+    )
+    sinks = 0 if sink_key is None else sink_key.shape[0]
+    q = _split_heads(query, num_heads)
+    outputs = []
+    for start in range(0, length, _QUERY_BLOCK):
+        stop = min(start + _QUERY_BLOCK, length)
+        near = slice(start + 1, stop + window)
+        k_seen, v_seen = k[:, :, near], v[:, :, near]
+        age = torch.arange(start, stop, device=query.device)[:, None] + window - frames[near]
+        filled = frames[near] >= window - position[:, None]
+        visible = ((age >= 0) & (age < window))[None] & filled[:, None]
+        if sink_key is not None and sink_value is not None:
+            k_seen, v_seen = (
+                torch.cat([_split_heads(sink[None], num_heads).expand(batch, -1, -1, -1), seen], dim=2)
+                for sink, seen in ((sink_key, k_seen), (sink_value, v_seen))
+            )
+        visible = functional.pad(visible, (sinks, 0), value=True)
+        outputs.append(_attend(q[:, :, start:stop], k_seen, v_seen, visible[:, None], epsilon))
+    y = torch.cat(outputs, dim=2).transpose(1, 2).flatten(2)
+    last_first = (frames[:window] - position[:, None] - length) % window + length
+    order = last_first[:, None, :, None].expand_as(past_key)
+    return y, k.gather(2, order), v.gather(2, order)
+
+
+@_edifice_op()
 def floored_layer_norm(x: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> Tensor:
     """Layer norm over the last axis in which a biased variance below epsilon counts as zero (Axon's layer norm).
 
@@ -273,3 +406,18 @@ def floored_layer_norm(x: Tensor, weight: Tensor, bias: Tensor, epsilon: float) 
     variance = centred.square().mean(-1, keepdim=True)
     variance = torch.where(variance >= epsilon, variance, 0)
     return centred * torch.rsqrt(variance + epsilon) * weight + bias
+
+
+def _split_heads(x: Tensor, num_heads: int) -> Tensor:
+    """[B, T, W] -> [B, H, T, P]."""
+    return x.reshape(*x.shape[:2], num_heads, -1).transpose(1, 2)
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, visible: Tensor, epsilon: float) -> Tensor:
+    """[B, H, T, P], of keys and values [B, H, S, P], those of which are visible [..., T, S] -> [B, H, T, P]."""
+    if not 0 <= epsilon <= MAX_ATTENTION_EPSILON:
+        raise ValueError(f"epsilon must be from 0 to {MAX_ATTENTION_EPSILON}, got {epsilon}")
+    scores = query @ key.transpose(2, 3) / query.shape[-1] ** 0.5
+    scores = scores.masked_fill(~visible, -torch.inf)
+    weights = torch.exp(scores - scores.amax(-1, keepdim=True))
+    return weights / (weights.sum(-1, keepdim=True) + epsilon) @ value

@@ -52,6 +52,7 @@ from . import ops
 from .backbone import Backbone
 from .config import Config, Numerics, Shapes, option, size_of
 from .layers import CausalAttention, CausalConv1d, FeedForward, LayerNorm, softplus
+from .state import State
 
 __all__ = ["EDIFICE_NAMES", "SSTransformer", "SSTransformerConfig"]
 
@@ -157,17 +158,23 @@ class Ssm(nn.Module):
         self.dt_proj = nn.Linear(inner, inner)
         self.out_proj = nn.Linear(inner, config.hidden_size)
 
-    def forward(self, u: Tensor) -> Tensor:
-        """[B, T, D] -> [B, T, D]."""
+    def initial_state(self, batch: int) -> State:
+        """`ssm` and `conv`, zero."""
+        weight = self.conv.weight
+        return {"ssm": weight.new_zeros(batch, weight.shape[0]), **self.conv.initial_state(batch)}
+
+    def forward(self, u: Tensor, past: State) -> tuple[Tensor, State]:
+        """[B, T, D] or [B, D], of the same shape -> and the state after it."""
         x, z = self.in_proj(u).chunk(2, dim=-1)
-        x = functional.silu(self.conv(x))
+        x, conv = self.conv(x, past)
+        x = functional.silu(x)
         kept = softplus(self.dt_proj(x), self.numerics).mean(-1, keepdim=True)
         let_in = torch.sigmoid((self.b_proj(x) * self.c_proj(x)).sum(-1, keepdim=True))
         # a = exp(log_decay) is too near 1 for float32, and so is what a runtime makes of a sigmoid of -m.
         log_decay = -functional.softplus(-kept)
         weight = torch.exp(log_decay - kept) * torch.exp(log_decay) * let_in  # (1 - a) * a * let_in
-        h = ops.linear_scan(weight * x, log_decay)
-        return self.out_proj(h * functional.silu(z))
+        h, ssm = ops.linear_scan(weight * x, log_decay, past["ssm"])
+        return self.out_proj(h * functional.silu(z)), {"ssm": ssm, **conv}
 
 
 class Block(nn.Module):
@@ -178,17 +185,23 @@ class Block(nn.Module):
         d = config.hidden_size
         self.norm = LayerNorm(d, numerics)
         self.ssm = Ssm(config, numerics)
-        self.attention = CausalAttention(d, config.attention_size, config.num_heads, numerics)
+        self.attention = CausalAttention(d, config.attention_size, config.num_heads, config.window_size, numerics)
         self.gate = nn.Linear(d, d)
         self.ffn_norm = LayerNorm(d, numerics)
         self.ffn = FeedForward(d)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, T, D] -> [B, T, D]."""
+    def initial_state(self, batch: int) -> State:
+        """That of both paths."""
+        return self.ssm.initial_state(batch) | self.attention.initial_state(batch)
+
+    def forward(self, x: Tensor, past: State) -> tuple[Tensor, State]:
+        """[B, T, D] or [B, D], of the same shape -> and the state after it."""
         u = self.norm(x)
         gate = torch.sigmoid(self.gate(u))
-        x = x + gate * self.ssm(u) + (1 - gate) * self.attention(u)
-        return x + self.ffn(self.ffn_norm(x))
+        averaged, ssm = self.ssm(u, past)
+        recalled, cache = self.attention(u, past)
+        x = x + gate * averaged + (1 - gate) * recalled
+        return x + self.ffn(self.ffn_norm(x)), ssm | cache
 
 
 class SSTransformer(Backbone):

@@ -6,32 +6,66 @@ ONNX: any runtime runs them, and a kernel registered as edifice::<op> takes prec
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from onnxscript import OnnxFunction
 
+from . import sliding_attention
 from .causal_attention import CausalAttention
-from .causal_conv1d import CausalConv1d
+from .causal_conv1d import CausalConv1d, CausalConv1dFrame
 from .cumulative_scan import CumulativeScan
-from .diagonal_scan import DiagonalScan
+from .diagonal_scan import DiagonalScan, DiagonalScanFrame
 from .fft_conv import FftConv
 from .floored_layer_norm import FlooredLayerNorm
-from .linear_scan import LinearScan
-from .selective_scan import SelectiveScan
+from .linear_scan import LinearScan, LinearScanFrame
+from .selective_scan import SelectiveScan, SelectiveScanFrame
+from .sliding_attention import (
+    SlidingAttention,
+    SlidingAttentionFrame,
+    SlidingAttentionSinks,
+    SlidingAttentionSinksFrame,
+)
 
-__all__ = ["LOWERINGS"]
+__all__ = ["HELPERS", "LOWERINGS", "Lowerings"]
 
-LOWERINGS: dict[str, OnnxFunction[..., Any]] = {
-    function.name: function
-    for function in (
-        CausalAttention,
-        CausalConv1d,
-        CumulativeScan,
-        DiagonalScan,
-        FftConv,
-        FlooredLayerNorm,
-        LinearScan,
-        SelectiveScan,
-    )
+Body = OnnxFunction[..., Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Lowerings:
+    """The bodies of one op, by how many inputs it is given: some are optional.
+
+    Attributes:
+        sequence: for a sequence, or whatever else the op takes.
+        frame: for one frame in place of a sequence; empty for an op that takes none.
+    """
+
+    sequence: tuple[Body, ...]
+    frame: tuple[Body, ...] = ()
+
+    def body(self, inputs: int, is_frame: bool) -> Body | None:
+        """The body that takes so many inputs, or None."""
+        bodies = self.frame if is_frame and self.frame else self.sequence
+        return next((body for body in bodies if len(body.to_function_proto().input) == inputs), None)
+
+
+LOWERINGS: dict[str, Lowerings] = {
+    "CausalAttention": Lowerings((CausalAttention,)),
+    "CausalConv1d": Lowerings((CausalConv1d,), (CausalConv1dFrame,)),
+    "CumulativeScan": Lowerings((CumulativeScan,)),
+    "DiagonalScan": Lowerings((DiagonalScan,), (DiagonalScanFrame,)),
+    "FftConv": Lowerings((FftConv,)),
+    "FlooredLayerNorm": Lowerings((FlooredLayerNorm,)),
+    "LinearScan": Lowerings((LinearScan,), (LinearScanFrame,)),
+    "SelectiveScan": Lowerings((SelectiveScan,), (SelectiveScanFrame,)),
+    "SlidingAttention": Lowerings(
+        (SlidingAttention, SlidingAttentionSinks), (SlidingAttentionFrame, SlidingAttentionSinksFrame)
+    ),
 }
-"""The body of each op of domain edifice."""
+"""Of each op of domain edifice."""
+
+HELPERS: dict[str, Body] = {
+    name: value for name, value in vars(sliding_attention).items() if isinstance(value, OnnxFunction)
+}
+"""Functions that bodies call."""

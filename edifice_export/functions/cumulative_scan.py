@@ -9,13 +9,14 @@ __all__ = ["CumulativeScan"]
 
 @script(EDIFICE, default_opset=op)
 def CumulativeScan(x, log_decay, b, c, epsilon: float):
-    """A masked matrix product of sequence by sequence, as in attention: all channels share it."""
+    """A masked matrix product of sequence by sequence for each group, as in attention: all channels share it."""
     length = op.Squeeze(op.Shape(x, start=1, end=2), op.Constant(value_ints=[0]))
     frames = op.Range(op.Constant(value_int=0), length, op.Constant(value_int=1))
     column = op.Unsqueeze(frames, op.Constant(value_ints=[1]))
-    steps = op.CastLike(column + op.Constant(value_int=1), x)
+    steps = op.Unsqueeze(op.CastLike(column + op.Constant(value_int=1), x), op.Constant(value_ints=[2]))
     product = op.Exp(steps * log_decay)
     key = b / (product + op.CastLike(op.Constant(value_float=epsilon), x))
-    scores = op.MatMul(c * product, op.Transpose(key, perm=[0, 2, 1]))
+    scores = op.MatMul(op.Transpose(c * product, perm=[0, 2, 1, 3]), op.Transpose(key, perm=[0, 2, 3, 1]))
     nothing = op.CastLike(op.Constant(value_float=0.0), x)
-    return op.MatMul(op.Where(op.LessOrEqual(frames, column), scores, nothing), x)
+    past = op.Where(op.LessOrEqual(frames, column), scores, nothing)
+    return op.Transpose(op.MatMul(past, op.Unsqueeze(x, op.Constant(value_ints=[1]))), perm=[0, 2, 1, 3])

@@ -4,11 +4,11 @@ from onnxscript import graph, script
 
 from .domain import EDIFICE, op
 
-__all__ = ["LinearScan"]
+__all__ = ["LinearScan", "LinearScanFrame"]
 
 
 @script(EDIFICE, default_opset=op)
-def LinearScan(x, log_decay):
+def LinearScan(x, log_decay, initial):
     """A Scan over time of h + ((exp(z) - 1) * h + x): what is left of a frame after thousands depends on 1 - exp(z),
     which exp alone rounds away. exp(z) - 1 is t + t * exp(z) with t = tanh(z / 2), exact to rounding for every z. Where
     little is left of h after one frame, it is exp(z) * h + x in the plain form.
@@ -21,8 +21,7 @@ def LinearScan(x, log_decay):
     slow = op.Greater(decay, half)
     kept = op.Where(slow, one, zero)
     change = op.Where(slow, t + t * decay, decay)
-    shape = op.Concat(op.Shape(x, start=0, end=1), op.Shape(x, start=2, end=3), axis=0)
-    initial = op.CastLike(op.ConstantOfShape(shape), x)
+    start = op.Expand(initial, op.Concat(op.Shape(x, start=0, end=1), op.Shape(initial, start=1, end=2), axis=0))
 
     @graph()
     def step(h, x_t, kept_t, change_t):
@@ -30,7 +29,21 @@ def LinearScan(x, log_decay):
         h_out = op.Identity(h_next)
         return h_out, h_next
 
-    _final, y = op.Scan(
-        initial, x, kept, change, body=step, num_scan_inputs=3, scan_input_axes=[1, 1, 1], scan_output_axes=[1]
+    final, y = op.Scan(
+        start, x, kept, change, body=step, num_scan_inputs=3, scan_input_axes=[1, 1, 1], scan_output_axes=[1]
     )
-    return y
+    return y, final
+
+
+@script(EDIFICE, default_opset=op)
+def LinearScanFrame(x, log_decay, initial):
+    """The step alone."""
+    half = op.CastLike(op.Constant(value_float=0.5), x)
+    t = op.Tanh(log_decay * half)
+    decay = op.Exp(log_decay)
+    slow = op.Greater(decay, half)
+    kept = op.CastLike(slow, x)
+    change = op.Where(slow, t + t * decay, decay)
+    final = kept * initial + (change * initial + x)
+    y = op.Identity(final)
+    return y, final

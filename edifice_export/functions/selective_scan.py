@@ -4,19 +4,18 @@ from onnxscript import graph, script
 
 from .domain import EDIFICE, op
 
-__all__ = ["SelectiveScan"]
+__all__ = ["SelectiveScan", "SelectiveScanFrame"]
 
 
 @script(EDIFICE, default_opset=op)
-def SelectiveScan(x, delta, a, b, c):
+def SelectiveScan(x, delta, a, b, c, initial):
     """A Scan over time. The state is kept as [batch, state, channels], which makes the outer product of b and x and the
     read-out with c matrix products; the step is discretised inside, so that memory grows with T * channels only. Of the
     decay exp(z) it is exp(z) - 1 = t + t * exp(z), t = tanh(z / 2), that is computed, see LinearScan.
     """
     rates = op.Transpose(a, perm=[1, 0])
     half_delta = delta * op.CastLike(op.Constant(value_float=0.5), x)
-    shape = op.Concat(op.Shape(x, start=0, end=1), op.Shape(a, start=1, end=2), op.Shape(x, start=2, end=3), axis=0)
-    initial = op.CastLike(op.ConstantOfShape(shape), x)
+    start = op.Expand(initial, op.Concat(op.Shape(x, start=0, end=1), op.Shape(initial, start=1, end=3), axis=0))
 
     @graph()
     def step(h, x_t, half_delta_t, b_t, c_t):
@@ -28,8 +27,8 @@ def SelectiveScan(x, delta, a, b, c):
         h_out = op.Identity(h_next)
         return h_out, y_t
 
-    _final, y = op.Scan(
-        initial,
+    final, y = op.Scan(
+        start,
         x,
         half_delta,
         b,
@@ -39,4 +38,17 @@ def SelectiveScan(x, delta, a, b, c):
         scan_input_axes=[1, 1, 1, 1],
         scan_output_axes=[1],
     )
-    return y
+    return y, final
+
+
+@script(EDIFICE, default_opset=op)
+def SelectiveScanFrame(x, delta, a, b, c, initial):
+    """The step alone."""
+    half_delta = op.Unsqueeze(delta * op.CastLike(op.Constant(value_float=0.5), x), op.Constant(value_ints=[1]))
+    half_z = half_delta * op.Transpose(a, perm=[1, 0])
+    t = op.Tanh(half_z)
+    change = t + t * op.Exp(half_z + half_z)
+    added = op.Unsqueeze(b, op.Constant(value_ints=[2])) * op.Unsqueeze(x, op.Constant(value_ints=[1]))
+    final = initial + (change * initial + added)
+    y = op.Squeeze(op.MatMul(op.Unsqueeze(c, op.Constant(value_ints=[1])), final), op.Constant(value_ints=[1]))
+    return y, final

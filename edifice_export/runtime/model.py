@@ -1,41 +1,49 @@
-"""A bundle's window graph, ready to run."""
+"""A bundle's graphs, ready to run."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import onnxruntime as ort
 
 from ..bundle import Bundle, open_bundle
 from ..errors import CheckError, RequestError
 from ..specification import TensorSpec
+from .arrays import check_array
 from .providers import ORT_ERRORS, open_session, placement, why_not_usable
+from .stream import HISTORY, Stream
 
 __all__ = ["Model", "load"]
 
 
 class Model:
-    """A window graph on an execution provider. Calls from several threads at once are safe.
+    """A bundle's graphs on an execution provider. Calls from several threads at once are safe.
 
     Attributes:
-        bundle: where it comes from.
-        input: what it takes, state_sequence float32 [batch, sequence, embed_dim].
+        bundle: where they come from.
+        input: what a call takes, state_sequence float32 [batch, sequence, embed_dim].
         output: what it gives, output float32 [batch, hidden_size].
-        max_sequence: the most frames that it takes at once, or None where any number will do.
-        placement: nodes run by each provider, by short name.
+        session: of the window graph, or of the stream graph in a bundle without one.
+        max_sequence: the most frames that a call takes at once, or None where any number will do.
+        placement: nodes of that graph run by each provider, by short name.
         passed_over: providers that were preferred and are not usable, and why.
     """
 
     def __init__(self, bundle: Bundle, providers: Sequence[str], threads: int | None, optimization: str) -> None:
-        graph = bundle.manifest.graphs["window"]
+        graphs = bundle.manifest.graphs
         self.bundle = bundle
-        (self.input,), (self.output,) = graph.inputs, graph.outputs
-        self.session = open_session(bundle.file(graph.model), providers, threads, optimization)
+        self._settings = list(providers), threads, optimization
+        self._sessions: dict[str, ort.InferenceSession] = {}
+        self._opening = threading.Lock()
+        self.has_window, self.has_stream = "window" in graphs, "stream" in graphs
+        graph = graphs["window" if self.has_window else "prefill"]
+        self.input, self.output, self.max_sequence = graph.inputs[0], graph.outputs[0], graph.max_sequence
+        self.session = self.session_of("window" if self.has_window else "stream")
         self.placement = placement(self.session)
         self.passed_over = {short: reason for short in providers if (reason := why_not_usable(short)) is not None}
-        self.max_sequence = graph.max_sequence
-        self._check_signature()
 
     @property
     def providers(self) -> list[str]:
@@ -57,9 +65,14 @@ class Model:
             float32 [batch, hidden_size], or [hidden_size].
 
         Raises:
-            RequestError: another rank, width or dtype, no frame at all, more than max_sequence, or a NaN or infinity.
+            RequestError: another rank, width or dtype, no frame at all, more than max_sequence, a NaN or infinity, or
+                a bundle that was built without the window graph.
             CheckError: ONNX Runtime could not run it.
         """
+        if not self.has_window:
+            raise RequestError(
+                f"bundle {self.bundle.path}: has no window graph; use its stream, or build it with --graph both"
+            )
         check_array(state_sequence, self.input)
         if self.max_sequence is not None and state_sequence.shape[-2] > self.max_sequence:
             raise RequestError(
@@ -78,15 +91,45 @@ class Model:
         result: np.ndarray = output if batched else output[0]
         return result
 
-    def _check_signature(self) -> None:
+    def stream(self, batch: int = 1, history: int = HISTORY) -> Stream:
+        """Opens streams that share this model's sessions, at their start.
+
+        Args:
+            batch: how many, side by side.
+            history: frames that they can be rewound by; each keeps a copy of the state in memory.
+
+        Raises:
+            RequestError: a bundle that was built without a stream, or a number out of range.
+            CheckError: the graphs are not those of the manifest.
+        """
+        if not self.has_stream:
+            raise RequestError(
+                f"bundle {self.bundle.path}: has no stream graph; build it with --graph both or --graph stream"
+            )
+        return Stream(self.bundle, self.session_of("stream"), self.session_of("prefill"), batch, history)
+
+    def session_of(self, name: str) -> ort.InferenceSession:
+        """The session of a graph (see manifest.GRAPHS), opened when it is first asked for."""
+        with self._opening:
+            if name not in self._sessions:
+                session = open_session(self.bundle.file(self.bundle.manifest.graphs[name].model), *self._settings)
+                self._check_signature(name, session)
+                self._sessions[name] = session
+            return self._sessions[name]
+
+    def _check_signature(self, name: str, session: ort.InferenceSession) -> None:
         """Refuses a graph that is not the one of the manifest."""
-        for spec, found in ((self.input, self.session.get_inputs()), (self.output, self.session.get_outputs())):
+        graph = self.bundle.manifest.graphs[name]
+        for specs, found in ((graph.inputs, session.get_inputs()), (graph.outputs, session.get_outputs())):
             described = [TensorSpec(each.name, each.type, tuple(each.shape)) for each in found]
-            if described != [TensorSpec(spec.name, "tensor(float)", spec.shape)]:
+            if described != [TensorSpec(spec.name, _ORT_TYPES.get(spec.dtype, ""), spec.shape) for spec in specs]:
                 raise CheckError(
-                    f"bundle {self.bundle.path}: the manifest says {spec} and the graph has "
-                    f"{', '.join(map(str, described))}; build the bundle again"
+                    f"bundle {self.bundle.path}: the manifest says {', '.join(map(str, specs))} and the {name} graph "
+                    f"has {', '.join(map(str, described))}; build the bundle again"
                 )
+
+
+_ORT_TYPES = {"float32": "tensor(float)", "int64": "tensor(int64)"}
 
 
 def load(
@@ -110,27 +153,3 @@ def load(
     """
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
     return Model(opened, [providers] if isinstance(providers, str) else list(providers), threads, optimization)
-
-
-def check_array(array: np.ndarray, spec: TensorSpec) -> None:
-    """Refuses an array that is not what the graph takes.
-
-    Raises:
-        RequestError: names the tensor, what was expected and what was found.
-    """
-    if not isinstance(array, np.ndarray):
-        raise RequestError(f"{spec.name} should be a numpy array {spec}, got {type(array).__name__}")
-    width = spec.shape[-1]
-    expected = f"{spec} or [{', '.join(map(str, spec.shape[1:]))}]"
-    if array.ndim not in (2, 3) or array.shape[-1] != width:
-        raise RequestError(f"{spec.name}: expected {expected}, got shape {list(array.shape)}")
-    if array.dtype != np.dtype(spec.dtype):
-        raise RequestError(
-            f"{spec.name}: expected {expected}, got {array.dtype}; convert it with .astype(np.{spec.dtype})"
-        )
-    if 0 in array.shape:
-        raise RequestError(f"{spec.name}: expected {expected}, got shape {list(array.shape)}, which holds nothing")
-    finite = np.isfinite(array)
-    if not finite.all():
-        place = np.argwhere(~finite)[0]
-        raise RequestError(f"{spec.name}: holds {array[tuple(place)]} at {place.tolist()}; give finite numbers only")

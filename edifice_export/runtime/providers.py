@@ -23,6 +23,7 @@ __all__ = [
     "OPTIMIZATION_LEVELS",
     "ORT_ERRORS",
     "all_providers",
+    "device_of",
     "open_session",
     "placement",
     "short_name",
@@ -190,6 +191,12 @@ def placement(session: ort.InferenceSession) -> dict[str, int]:
         short = short_name(part.ep_name)
         counts[short] = counts.get(short, 0) + len(part.get_nodes())
     return counts
+
+
+def device_of(session: ort.InferenceSession) -> str:
+    """Where a session's first provider keeps its tensors, as ONNX Runtime names it: cpu, cuda or dml."""
+    first = short_name(session.get_providers()[0])
+    return {"cuda": "cuda", "tensorrt": "cuda", "dml": "dml"}.get(first, "cpu")
 
 
 def _get(short: str) -> _Provider:

@@ -1,0 +1,48 @@
+"""What a model carries from frame to frame: plain named tensors, `<layer>.<kind>`; within one layer, `<kind>`.
+
+    ssm         state of a recurrence          key, value   rings of the last window's keys and values
+    conv        frames that a short            long_conv    what each order's long convolution has seen
+                convolution still sees         position     frames seen so far: one for all layers, under layer 0
+
+The first axis is the batch, of which every entry goes its own way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from torch import Tensor
+
+__all__ = ["POSITION", "State", "input_free", "kind_of", "of_layer", "without_reach"]
+
+State = dict[str, Tensor]
+
+POSITION = "0.position"
+"""Every layer that has a ring reads it; the model counts it on."""
+
+_REACHING = frozenset({"key", "value", "long_conv", "position"})
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def kind_of(name: str) -> str:
+    """`ssm` of `3.ssm`."""
+    return name.partition(".")[2]
+
+
+def of_layer(state: Mapping[str, Tensor], layer: int) -> State:
+    """The part of a state, or of constants, that one layer reads, by kind."""
+    own = {kind_of(name): value for name, value in state.items() if name.partition(".")[0] == str(layer)}
+    return {**own, "position": state[POSITION]} if POSITION in state else own
+
+
+def without_reach(state: Mapping[str, Tensor]) -> State:
+    """The state that a window starts from: it sees all of its own frames, and needs no memory of single ones."""
+    return {name: value for name, value in state.items() if kind_of(name) not in _REACHING}
+
+
+def input_free(method: Method) -> Method:
+    """Marks a method without arguments whose result depends on parameters alone: a graph may hold the result."""
+    method.input_free = True  # type: ignore[attr-defined]
+    return method
