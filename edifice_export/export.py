@@ -162,10 +162,13 @@ def _check_stream(model: Any, graph: str) -> None:
 def _write_graph(folder: Path, model: nn.Module, manifest: Manifest, name: str) -> None:
     from .graphs import entry
     from .link import check, link
+    from .passes import optimize
     from .trace import trace
 
     graph = manifest.graphs[name]
-    linked = link(trace(entry(model, name), graph.inputs, graph.outputs, manifest.opset, name))
+    traced = trace(entry(model, name), graph.inputs, graph.outputs, manifest.opset, name)
+    optimize(traced)
+    linked = link(traced)
     _describe(linked, manifest, name)
     save_model(linked, folder / graph.model)
     check(folder / graph.model)

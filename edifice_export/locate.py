@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,7 +62,7 @@ def first_departure(
     feeds = _feeds(described, reference, sequence, graph)
     expected = _reference_values(bundle, reference, graph, feeds)
     model = onnx.load(bundle.file(described.model))
-    makers = {name: (node, _key(node, name)) for node in model.graph.node for name in node.output}
+    makers = {name: (node, _key(node, name, expected)) for node in model.graph.node for name in node.output}
     declared = {output.name for output in model.graph.output}
     names = [name for name, (_, key) in makers.items() if key in expected]
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in declared)
@@ -80,8 +81,10 @@ def first_departure(
     return None
 
 
-def _key(node: onnx.NodeProto, name: str) -> str:
-    """The scoped name of one output of a node."""
+def _key(node: onnx.NodeProto, name: str, expected: Mapping[str, Any]) -> str:
+    """The scoped name of one output of a node: passes leave it to the value, declared outputs to the node."""
+    if name in expected:
+        return name
     return node.name if len(node.output) == 1 else f"{node.name}.{list(node.output).index(name)}"
 
 

@@ -271,7 +271,7 @@ def _rounding(model: Any, case: Case, sequence: np.ndarray) -> np.ndarray:
 
 
 def _outputs(model: Any, graph: str, sequence: Any) -> Any:
-    """What a graph should give, from the start: at every frame of a stream, or at the last of a window [B, T or 1, D]."""
+    """What a graph should give: at every frame of a stream [B, T, D], at the last of a window [B, 1, D]."""
     return model(sequence)[:, None] if graph == "window" else model.forward_stream(sequence)
 
 

@@ -202,12 +202,12 @@ def _run_test_data(bundle: Bundle, model: Model, provider: str, tolerance: float
                 for value, expected in zip(found, outputs.values(), strict=True)
             ]
             yield max(trials, key=lambda trial: trial[0].severity)
-    sequence = bundle.test_sequence()
-    if sequence is not None:
-        folder, frames, outputs = sequence
+    longer = bundle.test_sequence()
+    if longer is not None:
+        folder, frames, wanted = longer
         stream = model.stream(frames.shape[0])
-        found = np.stack([stream.step(frames[:, t]) for t in range(frames.shape[1])], axis=1)
-        yield _Judge(provider, tolerance, frames)("stream", folder, frames.shape[1], found, outputs)
+        reached = np.stack([stream.step(frames[:, t]) for t in range(frames.shape[1])], axis=1)
+        yield _Judge(provider, tolerance, frames)("stream", folder, frames.shape[1], reached, wanted)
 
 
 def _sequence(bundle: Bundle, batch: int, frames: int) -> np.ndarray:

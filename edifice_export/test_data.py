@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -108,7 +109,7 @@ class _Writer:
     def write_test_sequence(self) -> SequenceEntry:
         import torch
 
-        frames = self.sequence(1, int(np.ceil(_WINDOWS * self.config.window_size)))
+        frames = self.sequence(1, math.ceil(_WINDOWS * self.config.window_size))
         with torch.no_grad():
             outputs = self.reference.forward_stream(torch.from_numpy(frames).double()).float().numpy()
         path, free = "stream/test_sequence", (BATCH, SEQUENCE)
@@ -124,7 +125,7 @@ class _Writer:
 
     def sets(self, wanted: int) -> int:
         """How many data sets there is room for."""
-        size = sum(8 * int(np.prod(state.shape[1:], dtype=np.int64)) for state in self.states)
+        size = sum(8 * math.prod(map(int, state.shape[1:])) for state in self.states)
         return max(1, min(wanted, _MAX_BYTES // (2 * size)))
 
     def rounded(self, state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -144,18 +144,13 @@ class Discretization(nn.Module):
 
 
 class DiagonalSsm(nn.Module):
-    """What makes y_t = c_t . h_t,  h_t[n] = exp(-dt * exp(a_log[n])) * h_{t-1}[n] + dt * b_t[n] * u_t of its input."""
+    """Parameters of y_t = c_t . h_t,  h_t[n] = exp(-dt * exp(a_log[n])) * h_{t-1}[n] + dt * b_t[n] * u_t."""
 
     def __init__(self, config: H3Config, numerics: Numerics, initial_step: float) -> None:
         super().__init__()
         self.b = nn.Linear(config.hidden_size, config.state_size)
         self.c = nn.Linear(config.hidden_size, config.state_size)
         self.ssm = Discretization(config, numerics, initial_step)
-
-    def forward(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """[..., D] -> log decay [N], dt * b [..., N], c [..., N]."""
-        dt, log_decay = self.ssm()
-        return log_decay, dt * self.b(u), self.c(u)
 
 
 class Block(nn.Module):
@@ -180,19 +175,21 @@ class Block(nn.Module):
         ssm = self.out_proj.weight.new_zeros(batch, 2, state, channels)
         return {"ssm": ssm, **self.conv.initial_state(batch)}
 
-    def scan(self, u: Tensor, past: State) -> tuple[Tensor, Tensor, State]:
-        """Of the normalised input, what shift and diag give [B, T, D] or [B, D], and the state after it."""
-        shift, diag = self.shift(u), self.diag(u)
-        log_decay, b, c = (torch.stack(pair, dim=-2) for pair in zip(shift, diag, strict=True))
+    def scan(self, u: Tensor, past: State) -> tuple[Tensor, State]:
+        """Of the normalised input, what shift and diag give [B, T, 2, D] or [B, 2, D], and the state after it."""
+        dt, log_decay = (torch.stack(pair) for pair in zip(self.shift.ssm(), self.diag.ssm(), strict=True))
+        shape = (*u.shape[:-1], *log_decay.shape)
+        b = dt * torch.cat([self.shift.b(u), self.diag.b(u)], dim=-1).reshape(shape)
+        c = torch.cat([self.shift.c(u), self.diag.c(u)], dim=-1).reshape(shape)
         if self.exact:
             y, ssm = ops.diagonal_scan(u, log_decay, b, c, past["ssm"])
-            return *y.unbind(-2), {"ssm": ssm}
-        return *ops.cumulative_scan(u, log_decay, b, c, EPSILON).unbind(-2), {}
+            return y, {"ssm": ssm}
+        return ops.cumulative_scan(u, log_decay, b, c, EPSILON), {}
 
     def forward(self, x: Tensor, past: State) -> tuple[Tensor, State]:
         """[B, T, D] or [B, D], of the same shape -> and the state after it."""
-        shift, diag, ssm = self.scan(self.norm(x), past)
-        mixed, conv = self.conv(shift * diag, past)
+        both, ssm = self.scan(self.norm(x), past)
+        mixed, conv = self.conv(both.prod(dim=-2), past)
         x = x + self.dropout(self.out_proj(functional.silu(mixed)))
         return x + self.dropout(self.ffn(self.ffn_norm(x))), ssm | conv
 

@@ -184,7 +184,7 @@ class Block(nn.Module):
 
 
 def convolve_window(v: Tensor, gates: list[Tensor], kernels: list[Tensor]) -> Tensor:
-    """The Hyena operator, y = long_conv(y, kernel_j) * gate_j for each order, y = v at first: [B, T, D] -> [B, T, D]."""
+    """The Hyena operator: y = long_conv(y, kernel_j) * gate_j for each order, y = v at first; of v [B, T, D]."""
     for gate, kernel in zip(gates, kernels, strict=True):
         v = ops.fft_conv(v, kernel) * gate
     return v

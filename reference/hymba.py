@@ -213,7 +213,7 @@ class Block(nn.Module):
         gate = torch.sigmoid(self.fusion_gate(u))
         summarised, ssm = self.mamba(u, past)
         recalled, cache = self.attention(u, past)
-        x = x + gate * summarised + (1 - gate) * recalled
+        x = x + (recalled + gate * (summarised - recalled))
         return x + self.ffn(self.ffn_norm(x)), ssm | cache
 
 

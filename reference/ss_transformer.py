@@ -200,7 +200,7 @@ class Block(nn.Module):
         gate = torch.sigmoid(self.gate(u))
         averaged, ssm = self.ssm(u, past)
         recalled, cache = self.attention(u, past)
-        x = x + gate * averaged + (1 - gate) * recalled
+        x = x + (recalled + gate * (averaged - recalled))
         return x + self.ffn(self.ffn_norm(x)), ssm | cache
 
 

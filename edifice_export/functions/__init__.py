@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import onnx_ir as ir
 from onnxscript import OnnxFunction
 
 from . import sliding_attention
@@ -34,7 +35,7 @@ Body = OnnxFunction[..., Any]
 
 @dataclasses.dataclass(frozen=True)
 class Lowerings:
-    """The bodies of one op, by how many inputs it is given: some are optional.
+    """The bodies of one op. The one that takes as many inputs as a node has is its lowering: some are optional.
 
     Attributes:
         sequence: for a sequence, or whatever else the op takes.
@@ -44,10 +45,12 @@ class Lowerings:
     sequence: tuple[Body, ...]
     frame: tuple[Body, ...] = ()
 
-    def body(self, inputs: int, is_frame: bool) -> Body | None:
-        """The body that takes so many inputs, or None."""
+    def body(self, node: ir.Node) -> Body | None:
+        """The body for a node, or None."""
+        first = node.inputs[0]
+        is_frame = first is not None and first.shape is not None and len(first.shape) == 2
         bodies = self.frame if is_frame and self.frame else self.sequence
-        return next((body for body in bodies if len(body.to_function_proto().input) == inputs), None)
+        return next((body for body in bodies if len(body.to_function_proto().input) == len(node.inputs)), None)
 
 
 LOWERINGS: dict[str, Lowerings] = {

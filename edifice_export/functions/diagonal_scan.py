@@ -14,30 +14,23 @@ def DiagonalScan(x, log_decay, b, c, initial):
 
     It is carried along as a state: OpenVINO can't convert a body that captures what was made of a cast constant.
     """
-    zero = op.CastLike(op.Constant(value_float=0.0), x)
     half = op.CastLike(op.Constant(value_float=0.5), x)
-    one = op.CastLike(op.Constant(value_float=1.0), x)
     z = op.Unsqueeze(log_decay, op.Constant(value_ints=[2]))
     t = op.Tanh(z * half)
-    decay = op.Exp(z)
-    slow = op.Greater(decay, half)
-    initial_kept = op.Where(slow, one, zero)
-    initial_change = op.Where(slow, t + t * decay, decay)
+    initial_change = t + t * op.Exp(z)
     start = op.Expand(initial, op.Concat(op.Shape(x, start=0, end=1), op.Shape(initial, start=1, end=4), axis=0))
 
     @graph()
-    def step(h, kept, change, x_t, b_t, c_t):
+    def step(h, change, x_t, b_t, c_t):
         added = op.MatMul(op.Unsqueeze(b_t, [3]), op.Unsqueeze(x_t, [1, 2]))
-        h_next = kept * h + (change * h + added)
+        h_next = h + (change * h + added)
         y_t = op.Squeeze(op.MatMul(op.Unsqueeze(c_t, [2]), h_next), [2])
         h_out = op.Identity(h_next)
-        kept_out = op.Identity(kept)
         change_out = op.Identity(change)
-        return h_out, kept_out, change_out, y_t
+        return h_out, change_out, y_t
 
-    final, _kept, _change, y = op.Scan(
+    final, _change, y = op.Scan(
         start,
-        initial_kept,
         initial_change,
         x,
         b,
@@ -56,11 +49,8 @@ def DiagonalScanFrame(x, log_decay, b, c, initial):
     half = op.CastLike(op.Constant(value_float=0.5), x)
     z = op.Unsqueeze(log_decay, op.Constant(value_ints=[2]))
     t = op.Tanh(z * half)
-    decay = op.Exp(z)
-    slow = op.Greater(decay, half)
-    kept = op.CastLike(slow, x)
-    change = op.Where(slow, t + t * decay, decay)
+    change = t + t * op.Exp(z)
     added = op.Unsqueeze(b, op.Constant(value_ints=[3])) * op.Unsqueeze(x, op.Constant(value_ints=[1, 2]))
-    final = kept * initial + (change * initial + added)
+    final = initial + (change * initial + added)
     y = op.Squeeze(op.MatMul(op.Unsqueeze(c, op.Constant(value_ints=[2])), final), op.Constant(value_ints=[2]))
     return y, final

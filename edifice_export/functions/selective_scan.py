@@ -43,12 +43,14 @@ def SelectiveScan(x, delta, a, b, c, initial):
 
 @script(EDIFICE, default_opset=op)
 def SelectiveScanFrame(x, delta, a, b, c, initial):
-    """The step alone."""
-    half_delta = op.Unsqueeze(delta * op.CastLike(op.Constant(value_float=0.5), x), op.Constant(value_ints=[1]))
-    half_z = half_delta * op.Transpose(a, perm=[1, 0])
-    t = op.Tanh(half_z)
-    change = t + t * op.Exp(half_z + half_z)
-    added = op.Unsqueeze(b, op.Constant(value_ints=[2])) * op.Unsqueeze(x, op.Constant(value_ints=[1]))
+    """The step alone, with what depends on the rates alone apart, so that a runtime makes it when it loads a model."""
+    rates = op.Transpose(a, perm=[1, 0])
+    half_rates = rates * op.CastLike(op.Constant(value_float=0.5), x)
+    one = op.Constant(value_ints=[1])
+    row = op.Unsqueeze(delta, one)
+    t = op.Tanh(row * half_rates)
+    change = t + t * op.Exp(row * rates)
+    added = op.Unsqueeze(b, op.Constant(value_ints=[2])) * op.Unsqueeze(x, one)
     final = initial + (change * initial + added)
-    y = op.Squeeze(op.MatMul(op.Unsqueeze(c, op.Constant(value_ints=[1])), final), op.Constant(value_ints=[1]))
+    y = op.Squeeze(op.MatMul(op.Unsqueeze(c, one), final), one)
     return y, final

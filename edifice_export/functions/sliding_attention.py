@@ -161,31 +161,44 @@ def SlidingAttentionSinks(
 
 @script(EDIFICE, default_opset=op)
 def IntoSlot(ring, new, position):
-    """A ring with one new frame [batch, width] in the slot that is its position modulo window."""
-    window = op.Shape(ring, start=2, end=3)
+    """A ring with one new frame [batch, width] in the slot that is its position modulo window. The places of the rows
+    are the same for every ring of a graph: a runtime makes them once.
+    """
+    zero = op.Constant(value_int=0)
+    one = op.Constant(value_int=1)
+    axis0 = op.Constant(value_ints=[0])
+    unit = op.Constant(value_ints=[1])
     heads = op.Shape(ring, start=1, end=2)
-    one = op.Constant(value_ints=[1])
-    split = op.Concat(op.Constant(value_ints=[0]), heads, one, op.Constant(value_ints=[-1]), axis=0)
-    added = op.Reshape(new, split)
-    slot = op.Unsqueeze(op.Mod(position, window), op.Constant(value_ints=[1, 2, 3]))
-    return op.ScatterElements(ring, op.Expand(slot, op.Shape(added)), added, axis=2)
+    rows = op.Concat(op.Shape(position), heads, unit, axis=0)
+    entry = op.Range(zero, op.Squeeze(op.Shape(position), axis0), one)
+    head = op.Range(zero, op.Squeeze(heads, axis0), one)
+    slot = op.Mod(position, op.Shape(ring, start=2, end=3))
+    places = op.Concat(
+        op.Expand(op.Unsqueeze(entry, op.Constant(value_ints=[1, 2])), rows),
+        op.Expand(op.Unsqueeze(head, unit), rows),
+        op.Expand(op.Unsqueeze(slot, op.Constant(value_ints=[1, 2])), rows),
+        axis=2,
+    )
+    added = op.Reshape(new, op.Concat(axis0, heads, op.Constant(value_ints=[-1]), axis=0))
+    return op.ScatterND(ring, places, added)
 
 
 @script(EDIFICE, default_opset=op)
-def FrameScores(query, ring, position):
-    """Scores of one scaled query [batch, width]: [batch, heads, 1, window], -inf for slots that nothing is in yet."""
-    zero = op.Constant(value_int=0)
-    axis0 = op.Constant(value_ints=[0])
+def FrameScores(query, keys, past_key, position):
+    """Scores of one scaled query [batch, width]: [batch, heads, 1, window], -inf for slots that nothing is in yet. Keys
+    are multiplied by a column, so that they need not be turned; what hides slots is the same for every layer.
+    """
+    heads = op.Shape(past_key, start=1, end=2)
     kept = op.Constant(value_ints=[0])
-    heads = op.Shape(ring, start=1, end=2)
-    one = op.Constant(value_ints=[1])
     rest = op.Constant(value_ints=[-1])
-    # Keys times a column, so that they need not be turned.
-    scores = op.MatMul(ring, op.Reshape(query, op.Concat(kept, heads, rest, one, axis=0)))
-    row = op.Reshape(scores, op.Concat(kept, heads, one, rest, axis=0))
-    slots = op.Range(zero, op.Squeeze(op.Shape(ring, start=2, end=3), axis0), op.Constant(value_int=1))
+    unit = op.Constant(value_ints=[1])
+    scores = op.MatMul(keys, op.Reshape(query, op.Concat(kept, heads, rest, unit, axis=0)))
+    window = op.Squeeze(op.Shape(past_key, start=2, end=3), kept)
+    slots = op.Range(op.Constant(value_int=0), window, op.Constant(value_int=1))
     filled = op.LessOrEqual(slots, op.Unsqueeze(position, op.Constant(value_ints=[1, 2, 3])))
-    return op.Where(filled, row, op.CastLike(op.Constant(value_float=float("-inf")), query))
+    seen = op.CastLike(op.Constant(value_float=0.0), query)
+    hidden = op.CastLike(op.Constant(value_float=float("-inf")), query)
+    return op.Reshape(scores, op.Concat(kept, heads, unit, rest, axis=0)) + op.Where(filled, seen, hidden)
 
 
 @script(EDIFICE, default_opset=op)
@@ -194,8 +207,8 @@ def SlidingAttentionFrame(query, key, value, past_key, past_value, position, num
     final_key = IntoSlot(past_key, key, position)
     final_value = IntoSlot(past_value, value, position)
     scale = op.Sqrt(op.CastLike(op.Shape(past_key, start=3, end=4), query))
-    weights = op.Softmax(FrameScores(query / scale, final_key, position), axis=-1)
-    y = op.Reshape(op.MatMul(weights, final_value), op.Constant(value_ints=[0, -1]))
+    scores = FrameScores(query / scale, final_key, past_key, position)
+    y = op.Reshape(op.MatMul(op.Softmax(scores, axis=-1), final_value), op.Constant(value_ints=[0, -1]))
     return y, final_key, final_value
 
 
@@ -206,17 +219,16 @@ def SlidingAttentionSinksFrame(
     """SlidingAttentionFrame with sinks beside the rings."""
     final_key = IntoSlot(past_key, key, position)
     final_value = IntoSlot(past_value, value, position)
+    kept = op.Constant(value_ints=[0])
+    heads = op.Shape(past_key, start=1, end=2)
     scale = op.Sqrt(op.CastLike(op.Shape(past_key, start=3, end=4), query))
     scaled = query / scale
-    scores = FrameScores(scaled, final_key, position)
-    kept = op.Constant(value_ints=[0])
-    rest = op.Constant(value_ints=[-1])
-    heads = op.Shape(past_key, start=1, end=2)
-    split = op.Concat(kept, heads, rest, axis=0)
-    row = op.Reshape(scaled, op.Concat(kept, heads, op.Constant(value_ints=[1]), rest, axis=0))
+    scores = FrameScores(scaled, final_key, past_key, position)
+    row = op.Reshape(scaled, op.Concat(kept, heads, op.Constant(value_ints=[1, -1]), axis=0))
+    split = op.Concat(kept, heads, op.Constant(value_ints=[-1]), axis=0)
     sink_scores = op.MatMul(row, op.Transpose(op.Reshape(sink_key, split), perm=[1, 2, 0]))
     weights = op.Softmax(op.Concat(sink_scores, scores, axis=-1), axis=-1)
-    ends = op.Concat(op.Shape(sink_scores, start=3, end=4), op.Shape(scores, start=3, end=4), axis=0)
+    ends = op.Concat(op.Shape(sink_key, start=0, end=1), op.Shape(past_key, start=2, end=3), axis=0)
     sink_weights, frame_weights = op.Split(weights, ends, axis=-1)
     from_sinks = op.MatMul(sink_weights, op.Transpose(op.Reshape(sink_value, split), perm=[1, 0, 2]))
     y = op.Reshape(from_sinks + op.MatMul(frame_weights, final_value), op.Constant(value_ints=[0, -1]))
