@@ -6,6 +6,8 @@ bundle = ee.build("hymba", weights="bot.safetensors", output="exported/bot")
 report = ee.verify(bundle)
 model = ee.load("exported/bot", providers=["cuda", "cpu"])
 y = model(x)
+stream = model.stream(batch=1)
+y = stream.step(frame)
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from .inspection import inspect_model
     from .parity import verify
     from .runtime.model import Model, load
+    from .runtime.stream import Snapshot, Stream
 
 __all__ = [
     "Bundle",
@@ -31,6 +34,8 @@ __all__ = [
     "ExportError",
     "Model",
     "RequestError",
+    "Snapshot",
+    "Stream",
     "build",
     "convert",
     "diagnose",
@@ -48,6 +53,8 @@ _HOMES = {
     "ExportError": "errors",
     "Model": "runtime.model",
     "RequestError": "errors",
+    "Snapshot": "runtime.stream",
+    "Stream": "runtime.stream",
     "build": "export",
     "convert": "conversion",
     "diagnose": "doctor",
