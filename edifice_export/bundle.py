@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from .errors import CheckError, RequestError
 from .manifest import MANIFEST, FileEntry, Manifest
-from .manifest_reader import read_manifest
+from .manifest_reader import listed_files, read_manifest
 from .specification import BATCH, TensorSpec
 
 if TYPE_CHECKING:
@@ -283,7 +283,7 @@ def _check_replaceable(target: Path) -> None:
     if not (target / MANIFEST).is_file():
         raise RequestError(f"--output {target}: holds files and no bundle; choose another --output")
     try:
-        known = set(read_manifest(target).files) | {MANIFEST}
+        known = listed_files(target) | {MANIFEST}
     except CheckError as error:
         raise RequestError(f"--output {target}: holds a damaged bundle; remove it or choose another") from error
     foreign = sorted(

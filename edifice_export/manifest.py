@@ -11,7 +11,8 @@ from .specification import StateSpec, TensorSpec
 __all__ = ["GRAPHS", "MANIFEST", "SCHEMA_VERSION", "FileEntry", "GraphEntry", "Manifest", "SequenceEntry"]
 
 MANIFEST = "manifest.json"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""1 had no states."""
 GRAPHS = ("window", "stream", "prefill")
 """A whole window; one frame from a state to the next; a piece of any length from a state to the next."""
 

@@ -15,7 +15,7 @@ from .errors import CheckError, RequestError
 from .manifest import GRAPHS, MANIFEST, SCHEMA_VERSION, FileEntry, GraphEntry, Manifest, SequenceEntry
 from .specification import BATCH, SEQUENCE, StateSpec, TensorSpec
 
-__all__ = ["read_manifest"]
+__all__ = ["listed_files", "read_manifest"]
 
 _MAX_BYTES = 16 * 2**20
 
@@ -24,9 +24,23 @@ def read_manifest(folder: Path) -> Manifest:
     """Reads and checks the manifest of a bundle.
 
     Raises:
-        RequestError: the folder is not a bundle, or a newer schema than this version knows.
+        RequestError: the folder is not a bundle, or of another schema than this version knows.
         CheckError: the manifest is damaged: not JSON, a field missing or of the wrong kind, a path outside the bundle.
     """
+    return _parse(_open(folder))
+
+
+def listed_files(folder: Path) -> set[str]:
+    """The files that the manifest of a bundle vouches for, whatever its schema.
+
+    Raises:
+        RequestError: the folder is not a bundle.
+        CheckError: the manifest is damaged.
+    """
+    return set(_parse_files(_open(folder)))
+
+
+def _open(folder: Path) -> _Reader:
     path = folder / MANIFEST
     if folder.exists() and not folder.is_dir():
         raise RequestError(f"bundle {folder}: is a file, and a bundle is a folder; name that")
@@ -42,7 +56,7 @@ def read_manifest(folder: Path) -> Manifest:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise CheckError(f"bundle {folder}: {MANIFEST} is not JSON ({error}); build the bundle again") from error
-    return _parse(_Reader(folder, content, "the manifest"))
+    return _Reader(folder, content, "the manifest")
 
 
 class _Reader:
@@ -95,10 +109,11 @@ def _parse(reader: _Reader) -> Manifest:
             f"bundle {reader.folder}: has schema {schema}, newer than {SCHEMA_VERSION}, the newest read here; "
             "upgrade edifice-export"
         )
-    files = {
-        reader.inside(path): FileEntry(entry.take("size", int), entry.take("sha256", str))
-        for path, entry in reader.each("files").items()
-    }
+    if schema < SCHEMA_VERSION:
+        raise RequestError(
+            f"bundle {reader.folder}: has schema {schema}, older than {SCHEMA_VERSION}, the one read here; build it again"
+        )
+    files = _parse_files(reader)
     graphs = {name: _parse_graph(entry) for name, entry in reader.each("graphs").items()}
     manifest = Manifest(
         schema_version=schema,
@@ -120,6 +135,13 @@ def _parse(reader: _Reader) -> Manifest:
     )
     _check_meaning(manifest, reader)
     return manifest
+
+
+def _parse_files(reader: _Reader) -> dict[str, FileEntry]:
+    return {
+        reader.inside(path): FileEntry(entry.take("size", int), entry.take("sha256", str))
+        for path, entry in reader.each("files").items()
+    }
 
 
 def _check_meaning(manifest: Manifest, reader: _Reader) -> None:
