@@ -110,9 +110,7 @@ def _parse(reader: _Reader) -> Manifest:
             "upgrade edifice-export"
         )
     if schema < SCHEMA_VERSION:
-        raise RequestError(
-            f"bundle {reader.folder}: has schema {schema}, older than {SCHEMA_VERSION}, the one read here; build it again"
-        )
+        raise RequestError(f"bundle {reader.folder}: has schema {schema}, older than {SCHEMA_VERSION}; build it again")
     files = _parse_files(reader)
     graphs = {name: _parse_graph(entry) for name, entry in reader.each("graphs").items()}
     manifest = Manifest(
