@@ -7,7 +7,8 @@ Columns, milliseconds for batch 1 (median of all rounds):
     products   every dense layer of the reference model on one frame, torch.nn.functional.linear with its bias
     gemv       the same products as torch.addmv, the fastest form of them found here
     graph      stream/model.onnx, driven by a loop with IO binding and two sets of states
-    step       Stream.step, the same from Python with its checks
+    step       Stream.step, the same from Python with its checks; and the slowest of a hundred
+    prefill 8  Stream.prefill of eight frames: what rolling back by eight frames costs
     window     window/model.onnx on a whole window: what each frame costs without a stream
 """
 
@@ -33,6 +34,7 @@ from edifice_export.reference_model import reference_of
 from edifice_reference.registry import ARCHITECTURES
 
 ROUNDS, WARM_UP = 1000, 100
+COLUMNS = ("products", "gemv", "graph", "step", "step p99", "prefill 8", "window")
 
 
 def products_of(model: torch.nn.Module) -> tuple[Callable[[], None], Callable[[], None]]:
@@ -106,12 +108,14 @@ def measure(name: str, numerics: str, folder: Path) -> dict[str, Any]:
     stream = model.stream(history=0)
     generator = np.random.default_rng(0)
     frame = generator.standard_normal(manifest.options["embed_dim"]).astype(np.float32)
+    eight = generator.standard_normal((8, len(frame))).astype(np.float32)
     window = generator.standard_normal((1, manifest.window_size, len(frame))).astype(np.float32)
     columns: dict[str, Callable[[], Any]] = {
         "products": linear,
         "gemv": gemv,
         "graph": graph_of(bundle, model),
         "step": lambda: stream.step(frame),
+        "prefill 8": lambda: stream.prefill(eight),
         "window": lambda: model(window),
     }
     times: dict[str, list[float]] = {column: [] for column in columns}
@@ -120,14 +124,13 @@ def measure(name: str, numerics: str, folder: Path) -> dict[str, Any]:
             start = time.perf_counter()
             call()
             times[column].append(time.perf_counter() - start)
-    medians = {column: 1e3 * statistics.median(values[WARM_UP:]) for column, values in times.items()}
-    tail = 1e3 * statistics.quantiles(times["step"][WARM_UP:], n=100)[98]
+    milliseconds = {column: 1e3 * statistics.median(values[WARM_UP:]) for column, values in times.items()}
+    milliseconds["step p99"] = 1e3 * statistics.quantiles(times["step"][WARM_UP:], n=100)[98]
     return {
         "architecture": name,
         "numerics": numerics,
         "nodes": sum(stream.placement.values()),
-        **medians,
-        "step_p99": tail,
+        "milliseconds": {column: milliseconds[column] for column in COLUMNS},
     }
 
 
@@ -150,22 +153,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", type=Path, help="write the results here too")
     given = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    results = {"machine": machine(), "threads": 1, "rounds": ROUNDS, "milliseconds": []}
-    print("one thread, batch 1, default sizes, milliseconds; " + ", ".join(results["machine"].values()))  # type: ignore[attr-defined]
-    heads = ("", "nodes", "products", "gemv", "graph", "step", "step p99", "window", "graph/products", "graph/gemv")
-    print("".join(head.rjust(16 if "/" in head else 10) for head in heads).replace(" " * 10, "architecture  ", 1))
+    described = machine()
+    print(f"one thread, batch 1, default sizes, milliseconds; {', '.join(described.values())}")
+    print(f"{'':14}" + "".join(f"{head:>12}" for head in ("nodes", *COLUMNS, "/ products", "/ gemv")))
+    rows = []
     with tempfile.TemporaryDirectory() as folder:
         for name in given.architectures or ARCHITECTURES:
-            row = measure(name, given.numerics, Path(folder))
-            results["milliseconds"].append(row)  # type: ignore[attr-defined]
-            figures = [row[key] for key in ("products", "gemv", "graph", "step", "step_p99", "window")]
-            ratios = [row["graph"] / row["products"], row["graph"] / row["gemv"]]
-            print(
-                f"{name:14}{row['nodes']:10}"
-                + "".join(f"{figure:10.2f}" for figure in figures)
-                + "".join(f"{ratio:16.2f}" for ratio in ratios)
-            )
+            rows.append(measure(name, given.numerics, Path(folder)))
+            milliseconds = rows[-1]["milliseconds"]
+            ratios = [milliseconds["graph"] / milliseconds[column] for column in ("products", "gemv")]
+            figures = [*milliseconds.values(), *ratios]
+            print(f"{name:14}{rows[-1]['nodes']:12}" + "".join(f"{figure:12.2f}" for figure in figures), flush=True)
     if given.json is not None:
+        results = {"machine": described, "threads": 1, "batch": 1, "rounds": ROUNDS, "results": rows}
         given.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 
 
