@@ -151,7 +151,7 @@ def selective_scan(x: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, in
         decay = torch.exp(delta[:, t, None, :] * a.T)
         h = decay * h + b[:, t, :, None] * x[:, t, None, :]
         outputs.append(torch.einsum("bnc,bn->bc", h, c[:, t]))
-    return torch.stack(outputs, dim=1), h
+    return torch.stack(outputs, dim=1), h.contiguous()
 
 
 @_edifice_op(_scanned, streamed=("x", "log_decay"))
@@ -176,7 +176,7 @@ def linear_scan(x: Tensor, log_decay: Tensor, initial: Tensor) -> tuple[Tensor, 
     for t in range(x.shape[1]):
         h = torch.exp(log_decay[:, t]) * h + x[:, t]
         outputs.append(h)
-    return torch.stack(outputs, dim=1), h.clone()
+    return torch.stack(outputs, dim=1), h.clone(memory_format=torch.contiguous_format)
 
 
 def _grouped(x: Tensor, log_decay: Tensor, *inputs: Any) -> Sequence[Sequence[Any]]:
@@ -208,7 +208,7 @@ def diagonal_scan(x: Tensor, log_decay: Tensor, b: Tensor, c: Tensor, initial: T
     for t in range(x.shape[1]):
         h = decay * h + b[:, t, :, :, None] * x[:, t, None, None, :]
         outputs.append(torch.einsum("bgnc,bgn->bgc", h, c[:, t]))
-    return torch.stack(outputs, dim=1), h
+    return torch.stack(outputs, dim=1), h.contiguous()
 
 
 @_edifice_op(_grouped)
@@ -415,7 +415,7 @@ def floored_layer_norm(x: Tensor, weight: Tensor, bias: Tensor, epsilon: float) 
     centred = x - x.mean(-1, keepdim=True)
     variance = centred.square().mean(-1, keepdim=True)
     variance = torch.where(variance >= epsilon, variance, 0)
-    return centred * torch.rsqrt(variance + epsilon) * weight + bias
+    return (centred * torch.rsqrt(variance + epsilon) * weight + bias).contiguous()
 
 
 def _split_heads(x: Tensor, num_heads: int) -> Tensor:
