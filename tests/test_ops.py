@@ -1,159 +1,203 @@
-"""The edifice ops: their torch definitions, and the ONNX functions that must compute the same."""
+"""The torch definitions of the edifice ops: what they compute, their gradients, and their memory."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import onnx
-import onnx_ir as ir
-import onnxruntime as ort
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from op_cases import (
+    CASES,
+    SIZES,
+    Arguments,
+    arguments,
+    each_op,
+    each_op_of_a_shared_memory,
+    each_op_with_a_memory,
+)
 from torch import Tensor, nn
 
-from edifice_export.defaults import OPSETS
-from edifice_export.functions import LOWERINGS
-from edifice_export.link import link
-from edifice_export.runtime.providers import ORT_ERRORS
-from edifice_export.specification import TensorSpec
-from edifice_export.trace import trace
 from edifice_reference import ops
 
-Sizes = dict[str, int]
-Draw = Callable[..., Tensor]
+EXACT = {"rtol": 1e-12, "atol": 1e-12}
 
 
-def selective_scan(draw: Draw, n: Sizes) -> tuple[Any, ...]:
-    rates = -torch.exp(draw(n["channels"], n["state"]))
-    shape = (n["batch"], n["sequence"])
-    step = torch.nn.functional.softplus(draw(*shape, n["channels"]))
-    return draw(*shape, n["channels"]), step, rates, draw(*shape, n["state"]), draw(*shape, n["state"])
-
-
-def linear_scan(draw: Draw, n: Sizes) -> tuple[Any, ...]:
-    shape = (n["batch"], n["sequence"])
-    return draw(*shape, n["channels"]), -torch.exp(draw(*shape, 1))
-
-
-def diagonal_scan(draw: Draw, n: Sizes) -> tuple[Any, ...]:
-    x = draw(n["batch"], n["sequence"], n["channels"])
-    shape = (n["batch"], n["sequence"], n["state"])
-    return x, -torch.exp(draw(n["state"])), draw(*shape), draw(*shape)
-
-
-def cumulative_scan(draw: Draw, n: Sizes) -> tuple[Any, ...]:
-    return *diagonal_scan(draw, n), 1e-10
-
-
-def fft_conv(draw: Draw, n: Sizes) -> tuple[Any, ...]:
-    return draw(n["batch"], n["sequence"], n["channels"]), draw(max(n["sequence"], 70), n["channels"])
-
-
-def causal_conv1d(draw: Draw, n: Sizes) -> tuple[Any, ...]:
-    x = draw(n["batch"], n["sequence"], n["channels"])
-    return x, draw(n["channels"], 1, n["kernel"]), draw(n["channels"]), n["channels"]
-
-
-def causal_attention(draw: Draw, n: Sizes) -> tuple[Any, ...]:
-    width = n["heads"] * n["channels"]
-    seen = n["prefix"] + n["sequence"]
-    key, value = draw(n["batch"], seen, width), draw(n["batch"], seen, width)
-    return draw(n["batch"], n["sequence"], width), key, value, n["heads"], 1e-8
-
-
-def floored_layer_norm(draw: Draw, n: Sizes) -> tuple[Any, ...]:
-    # Every other frame has a variance far below the floor.
-    x = draw(n["batch"], n["sequence"], 2 + n["channels"])
-    x[:, ::2] *= 1e-5
-    return x, draw(2 + n["channels"]), draw(2 + n["channels"]), 1e-5
-
-
-ARGUMENTS: dict[str, Callable[[Draw, Sizes], tuple[Any, ...]]] = {
-    function.__name__: function
-    for function in (
-        causal_attention,
-        causal_conv1d,
-        cumulative_scan,
-        diagonal_scan,
-        fft_conv,
-        floored_layer_norm,
-        linear_scan,
-        selective_scan,
+def with_gradients(given: Arguments) -> tuple[Any, ...]:
+    return tuple(
+        value.clone().requires_grad_() if isinstance(value, Tensor) and value.is_floating_point() else value
+        for value in given.values()
     )
-}
-"""Arguments of each op for given sizes. An op without an entry fails the tests."""
-
-SIZES: Sizes = {"batch": 2, "sequence": 9, "channels": 3, "state": 4, "kernel": 4, "heads": 2, "prefix": 3}
-
-each_op = pytest.mark.parametrize("name", ops.OPS)
-
-
-def arguments(name: str, sizes: Sizes, seed: int = 0) -> tuple[Any, ...]:
-    generator = torch.Generator().manual_seed(seed)
-    return ARGUMENTS[name](lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64), sizes)
 
 
 @each_op
 def test_gradients_are_those_of_the_definition(name: str) -> None:
-    given = arguments(name, SIZES | {"sequence": 4})
-    given = tuple(value.requires_grad_() if isinstance(value, Tensor) else value for value in given)
-    assert torch.autograd.gradcheck(getattr(ops, name), given)
+    """Of every output, states among them, by every input."""
+    assert torch.autograd.gradcheck(getattr(ops, CASES[name].op), with_gradients(arguments(name, sequence=4)))
+
+
+@each_op_with_a_memory
+def test_gradients_of_one_frame_are_those_of_the_definition(name: str) -> None:
+    frame = CASES[name].piece(arguments(name), 0)
+    assert torch.autograd.gradcheck(getattr(ops, CASES[name].op), with_gradients(frame))
+
+
+@each_op_with_a_memory
+def test_gradients_reach_the_past_through_the_state_alone(name: str) -> None:
+    case = CASES[name]
+    given = arguments(name, sequence=2)
+    for memory in case.memory:
+        given[memory].requires_grad_()
+    sum(state.sum() for state in case.define(given)[1:]).backward()
+    assert all(given[memory].grad.any() for memory in case.memory)
 
 
 @each_op
 def test_torch_accepts_the_op(name: str) -> None:
-    torch.library.opcheck(getattr(torch.ops.edifice, name).default, arguments(name, SIZES))
+    case = CASES[name]
+    torch.library.opcheck(getattr(torch.ops.edifice, case.op).default, tuple(arguments(name).values()))
+
+
+@each_op_with_a_memory
+def test_torch_accepts_one_frame(name: str) -> None:
+    case = CASES[name]
+    frame = case.piece(arguments(name), 0)
+    torch.library.opcheck(getattr(torch.ops.edifice, case.op).default, tuple(frame.values()))
+
+
+@each_op
+def test_torch_accepts_arguments_of_any_layout(name: str) -> None:
+    case = CASES[name]
+    turned = {
+        key: value.transpose(0, -1).contiguous().transpose(0, -1) if isinstance(value, Tensor) else value
+        for key, value in arguments(name).items()
+    }
+    torch.library.opcheck(
+        getattr(torch.ops.edifice, case.op).default, tuple(turned.values()), test_utils="test_faketensor"
+    )
+
+
+@each_op
+def test_an_op_gives_a_state_for_every_memory_that_it_takes(name: str) -> None:
+    case, given = CASES[name], arguments(name)
+    _, *states = case.define(given)
+    assert [state.shape for state in states] == [given[memory].shape for memory in case.memory]
+    assert len(getattr(torch.ops.edifice, case.op).default._schema.returns) == 1 + len(case.memory)
+
+
+@each_op
+def test_an_op_changes_none_of_its_arguments(name: str) -> None:
+    case, given = CASES[name], arguments(name)
+    before = {key: value.clone() if isinstance(value, Tensor) else value for key, value in given.items()}
+    case.define(given)
+    assert all(torch.equal(value, before[key]) for key, value in given.items() if isinstance(value, Tensor))
+
+
+sizes = st.fixed_dictionaries(
+    {
+        "batch": st.integers(1, 3),
+        "sequence": st.integers(2, 24),
+        "channels": st.integers(1, 3),
+        "state": st.integers(1, 4),
+        "groups": st.integers(1, 3),
+        "kernel": st.integers(1, 5),
+        "heads": st.integers(1, 3),
+        "window": st.integers(1, 7),
+        "sinks": st.integers(1, 3),
+    }
+)
+
+
+@each_op_with_a_memory
+@settings(max_examples=40, deadline=None)
+@given(sizes=sizes, seed=st.integers(0, 1000), data=st.data())
+def test_a_sequence_cut_anywhere_is_the_whole(name: str, sizes: dict[str, int], seed: int, data: st.DataObject) -> None:
+    case = CASES[name]
+    given = case.arguments(SIZES | sizes, seed)
+    cut = data.draw(st.integers(1, sizes["sequence"] - 1), "cut")
+    for found, whole in zip(case.in_pieces(case.define, given, [cut]), case.define(given), strict=True):
+        torch.testing.assert_close(found, whole, **EXACT)
+
+
+@each_op_with_a_memory
+@settings(max_examples=20, deadline=None)
+@given(sizes=sizes, seed=st.integers(0, 1000))
+def test_frame_by_frame_is_the_whole(name: str, sizes: dict[str, int], seed: int) -> None:
+    case = CASES[name]
+    given = case.arguments(SIZES | sizes, seed)
+    for found, whole in zip(case.by_frames(case.define, given), case.define(given), strict=True):
+        torch.testing.assert_close(found, whole, **EXACT)
+
+
+@each_op_of_a_shared_memory
+def test_one_memory_serves_every_entry_of_a_batch(name: str) -> None:
+    case, given = CASES[name], arguments(name)
+    (memory,) = case.memory
+    shared = given | {memory: given[memory][:1]}
+    each = given | {memory: given[memory][:1].expand_as(given[memory]).contiguous()}
+    for one, many in ((shared, each), (case.piece(shared, 0), case.piece(each, 0))):
+        for found, expected in zip(case.define(one), case.define(many), strict=True):
+            assert torch.equal(found, expected)
 
 
 def test_selective_scan_is_the_recurrence() -> None:
-    x, delta, a, b, c = arguments("selective_scan", SIZES)
+    x, delta, a, b, c, initial = arguments("selective_scan").values()
+    y, state = ops.selective_scan(x, delta, a, b, c, initial)
     for channel in range(SIZES["channels"]):
-        h = np.zeros(SIZES["state"])
+        h = initial[0, :, channel].numpy().copy()
         for t in range(SIZES["sequence"]):
             for n in range(SIZES["state"]):
                 h[n] = math.exp(delta[0, t, channel] * a[channel, n]) * h[n] + b[0, t, n] * x[0, t, channel]
             expected = sum(float(c[0, t, n]) * h[n] for n in range(SIZES["state"]))
-            assert ops.selective_scan(x, delta, a, b, c)[0, t, channel].item() == pytest.approx(expected, abs=1e-12)
+            assert y[0, t, channel].item() == pytest.approx(expected, abs=1e-12)
+        np.testing.assert_allclose(state[0, :, channel], h, atol=1e-12)
 
 
 def test_linear_scan_is_the_recurrence() -> None:
-    x, _ = arguments("linear_scan", SIZES)
+    x, _, initial = arguments("linear_scan").values()
     log_decay = -torch.rand(x.shape, dtype=torch.float64)
-    found = ops.linear_scan(x, log_decay)
-    h = np.zeros(x[:, 0].shape)
+    found, state = ops.linear_scan(x, log_decay, initial)
+    h = initial.numpy()
     for t in range(SIZES["sequence"]):
         h = np.exp(log_decay[:, t].numpy()) * h + x[:, t].numpy()
         np.testing.assert_allclose(found[:, t], h, atol=1e-12)
-    shared = ops.linear_scan(x, log_decay[..., :1])
-    torch.testing.assert_close(shared, ops.linear_scan(x, log_decay[..., :1].expand_as(x).contiguous()))
+    np.testing.assert_allclose(state, h, atol=1e-12)
+    shared = ops.linear_scan(x, log_decay[..., :1], initial)
+    torch.testing.assert_close(shared, ops.linear_scan(x, log_decay[..., :1].expand_as(x).contiguous(), initial))
 
 
-def test_diagonal_scan_is_a_selective_scan_of_constant_decay() -> None:
-    x, log_decay, b, c = arguments("diagonal_scan", SIZES)
-    expected = ops.selective_scan(x, torch.ones_like(x), log_decay[None], b, c)
-    torch.testing.assert_close(ops.diagonal_scan(x, log_decay, b, c), expected, rtol=1e-12, atol=1e-12)
+def test_diagonal_scan_is_a_selective_scan_of_constant_decay_for_each_group() -> None:
+    x, log_decay, b, c, initial = arguments("diagonal_scan").values()
+    y, state = ops.diagonal_scan(x, log_decay, b, c, initial)
+    for group in range(SIZES["groups"]):
+        expected, expected_state = ops.selective_scan(
+            x, torch.ones_like(x), log_decay[None, group], b[:, :, group], c[:, :, group], initial[:, group]
+        )
+        torch.testing.assert_close(y[:, :, group], expected, **EXACT)
+        torch.testing.assert_close(state[:, group], expected_state, **EXACT)
 
 
 def test_cumulative_scan_is_a_quotient_of_cumulative_products() -> None:
-    x, log_decay, b, c, epsilon = arguments("cumulative_scan", SIZES | {"sequence": 600})
-    product = torch.exp(torch.cumsum(log_decay.expand(600, -1), 0))[None, :, None]
-    h = product * torch.cumsum(b[:, :, None] * x[..., None] / (product + epsilon), 1)
-    expected = (c[:, :, None] * h).sum(-1)
-    torch.testing.assert_close(ops.cumulative_scan(x, log_decay, b, c, epsilon), expected, rtol=1e-9, atol=1e-9)
+    x, log_decay, b, c, epsilon = arguments("cumulative_scan", sequence=600).values()
+    found = ops.cumulative_scan(x, log_decay, b, c, epsilon)
+    for group in range(SIZES["groups"]):
+        product = torch.exp(torch.cumsum(log_decay[group].expand(600, -1), 0))[None, :, None]
+        h = product * torch.cumsum(b[:, :, group, None] * x[..., None] / (product + epsilon), 1)
+        expected = (c[:, :, group, None] * h).sum(-1)
+        torch.testing.assert_close(found[:, :, group], expected, rtol=1e-9, atol=1e-9)
 
 
 def test_cumulative_scan_is_exact_until_something_has_decayed() -> None:
-    x, log_decay, b, c, epsilon = arguments("cumulative_scan", SIZES | {"sequence": 60})
-    exact = ops.diagonal_scan(x, log_decay / 30, b, c)
-    error = (ops.cumulative_scan(x, log_decay / 30, b, c, epsilon) - exact).abs().amax(dim=(0, 2))
+    x, log_decay, b, c, epsilon = arguments("cumulative_scan", sequence=60).values()
+    nothing = x.new_zeros(1, *log_decay.shape, x.shape[2])
+    exact, _ = ops.diagonal_scan(x, log_decay / 30, b, c, nothing)
+    error = (ops.cumulative_scan(x, log_decay / 30, b, c, epsilon) - exact).abs().amax(dim=(0, 2, 3))
     assert error[:5].max() < 1e-8
-    far = (ops.cumulative_scan(x, log_decay, b, c, epsilon) - ops.diagonal_scan(x, log_decay, b, c)).abs()
-    assert far[:, 40:].max() > 0.1
+    far = (ops.cumulative_scan(x, log_decay, b, c, epsilon) - ops.diagonal_scan(x, log_decay, b, c, nothing)[0]).abs()
+    assert far[:, 40:].amax(dim=(0, 1, 3)).min() > 0.1
 
 
 @pytest.mark.parametrize(("length", "window"), [(1, 1), (1, 5), (5, 5), (6, 9)])
@@ -171,16 +215,39 @@ def test_fft_conv_refuses_more_frames_than_its_kernel_has_taps() -> None:
 
 
 def test_causal_conv1d_is_the_sum() -> None:
-    x, weight, bias, groups = arguments("causal_conv1d", SIZES)
-    y = ops.causal_conv1d(x, weight, bias, groups)
+    x, weight, bias, groups, past = arguments("causal_conv1d").values()
+    y, state = ops.causal_conv1d(x, weight, bias, groups, past)
+    seen = torch.cat([past, x], dim=1)
+    for t in range(SIZES["sequence"]):
+        taps = [weight[1, 0, k] * seen[0, t + k, 1] for k in range(4)]
+        assert y[0, t, 1].item() == pytest.approx(float(sum(taps) + bias[1]), abs=1e-12)
+    assert torch.equal(state, x[:, -3:])
+
+
+def test_causal_conv1d_before_whose_first_frame_was_nothing_sees_its_own_frames_only() -> None:
+    x, weight, bias, groups, past = arguments("causal_conv1d").values()
+    y, _ = ops.causal_conv1d(x, weight, bias, groups, torch.zeros_like(past))
     for t in range(SIZES["sequence"]):
         taps = [weight[1, 0, k] * x[0, t - 3 + k, 1] for k in range(4) if t - 3 + k >= 0]
         assert y[0, t, 1].item() == pytest.approx(float(sum(taps) + bias[1]), abs=1e-12)
 
 
+def test_causal_conv1d_keeps_to_its_groups() -> None:
+    x, weight, bias, groups, past = CASES["causal_conv1d"].arguments(SIZES).values()
+    x, past = x.repeat(1, 1, 2), past.repeat(1, 1, 2)
+    weight = torch.randn(6, 2, 4, dtype=torch.float64)
+    y, _ = ops.causal_conv1d(x, weight, bias.repeat(2), groups, past)
+    seen = torch.cat([past, x], dim=1)
+    for group in range(groups):
+        own = slice(2 * group, 2 * group + 2)
+        for t in range(SIZES["sequence"]):
+            expected = torch.einsum("bkc,ock->bo", seen[:, t : t + 4, own], weight[own]) + bias.repeat(2)[own]
+            torch.testing.assert_close(y[:, t, own], expected, **EXACT)
+
+
 @pytest.mark.parametrize("epsilon", [0.0, 1e-8])
 def test_causal_attention_is_torchs(epsilon: float) -> None:
-    query, key, value, heads, _ = arguments("causal_attention", SIZES)
+    query, key, value, heads, _ = arguments("causal_attention").values()
     length, seen = SIZES["sequence"], SIZES["sequence"] + SIZES["prefix"]
     mask = torch.ones(length, seen).tril(SIZES["prefix"]).bool()
     q, k, v = (t.unflatten(2, (heads, -1)).transpose(1, 2) for t in (query, key, value))
@@ -190,178 +257,17 @@ def test_causal_attention_is_torchs(epsilon: float) -> None:
     assert torch.equal(found, expected) is False or epsilon == 0
 
 
-def test_causal_attention_refuses_an_epsilon_that_float32_would_see() -> None:
-    query, key, value, heads, _ = arguments("causal_attention", SIZES)
+@pytest.mark.parametrize("name", ["causal_attention", "sliding_attention", "sliding_attention_sinks"])
+def test_attention_refuses_an_epsilon_that_float32_would_see(name: str) -> None:
     with pytest.raises(ValueError, match="epsilon"):
-        ops.causal_attention(query, key, value, heads, 1e-6)
+        CASES[name].define(arguments(name) | {"epsilon": 1e-6})
 
 
 def test_floored_layer_norm_is_torchs_above_the_floor_and_a_scaling_below() -> None:
-    x, weight, bias, epsilon = arguments("floored_layer_norm", SIZES)
+    x, weight, bias, epsilon = arguments("floored_layer_norm").values()
     found = ops.floored_layer_norm(x, weight, bias, epsilon)
     expected = nn.functional.layer_norm(x, x.shape[-1:], weight, bias, epsilon)
     torch.testing.assert_close(found[:, 1::2], expected[:, 1::2])
     small = x[:, ::2]
     scaled = (small - small.mean(-1, keepdim=True)) / epsilon**0.5 * weight + bias
     torch.testing.assert_close(found[:, ::2], scaled)
-
-
-class Calls(nn.Module):
-    """A module that is one call of an op: tensors that hold time are inputs, the others parameters."""
-
-    def __init__(self, name: str, given: tuple[Any, ...]) -> None:
-        super().__init__()
-        self.op = getattr(ops, name)
-        self.given = given
-        self.streamed = [index for index, value in enumerate(given) if isinstance(value, Tensor) and value.ndim == 3]
-        if name == "causal_conv1d":
-            self.streamed = [0]
-        for index, value in enumerate(given):
-            if isinstance(value, Tensor) and index not in self.streamed:
-                self.register_parameter(f"p{index}", nn.Parameter(value))
-        self.anchor = nn.Parameter(torch.zeros(1, dtype=given[0].dtype))
-
-    def forward(
-        self, x0: Tensor, x1: Tensor | None = None, x2: Tensor | None = None, x3: Tensor | None = None
-    ) -> Tensor:
-        feed = iter((x0, x1, x2, x3))
-        values = [
-            next(feed) if index in self.streamed else getattr(self, f"p{index}", value)
-            for index, value in enumerate(self.given)
-        ]
-        return self.op(*values)
-
-
-def lower(name: str, sizes: Sizes, opset: int = 20, given: tuple[Any, ...] = ()) -> tuple[ir.Model, onnx.ModelProto]:
-    """The op alone, traced in float32 and linked; with these arguments in place of drawn ones, if there are."""
-    given = tuple(value.float() if isinstance(value, Tensor) else value for value in given or arguments(name, sizes))
-    module = Calls(name, given)
-    streamed = [given[index] for index in module.streamed]
-    # Keys that reach further back than queries have a length of their own.
-    inputs = [
-        TensorSpec(f"x{index}", "float32", ("batch", f"length{value.shape[1]}", value.shape[2]))
-        for index, value in enumerate(streamed)
-    ]
-    symbols = list(dict.fromkeys(spec.shape[1] for spec in inputs))
-    outputs = [TensorSpec("y", "float32", ("batch", symbols[0], given[0].shape[2]))]
-    model = trace(module, inputs, outputs, opset)
-    return model, link(model)
-
-
-def run(model: onnx.ModelProto, feeds: list[Tensor]) -> np.ndarray:
-    options = ort.SessionOptions()
-    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    (output,) = session.run(None, {f"x{index}": value.float().numpy() for index, value in enumerate(feeds)})
-    return output
-
-
-@each_op
-def test_every_op_has_a_function_and_no_function_is_idle(name: str) -> None:
-    assert set(LOWERINGS) == {"".join(part.capitalize() for part in op.split("_")) for op in ops.OPS}
-    model, linked = lower(name, SIZES | {"prefix": 0})
-    (node,) = list(model.graph)
-    assert (node.domain, node.op_type) == ("edifice", "".join(part.capitalize() for part in name.split("_")))
-    onnx.checker.check_model(linked, full_check=True)
-
-
-@each_op
-@pytest.mark.parametrize("opset", [OPSETS[0], 20, 23, OPSETS[-1]])
-def test_functions_are_valid_in_every_opset(name: str, opset: int) -> None:
-    _, linked = lower(name, SIZES | {"prefix": 0}, opset)
-    onnx.checker.check_model(linked, full_check=True)
-    given = arguments(name, SIZES | {"prefix": 0})
-    expected = getattr(ops, name)(*given)
-    streamed = [given[index] for index in Calls(name, given).streamed]
-    assert {(entry.domain, entry.version) for entry in linked.functions[0].opset_import} == {("", opset)}
-    np.testing.assert_allclose(run(linked, streamed), expected.numpy(), atol=1e-5, rtol=1e-5)
-
-
-@each_op
-def test_one_graph_serves_every_size(name: str) -> None:
-    """Any batch and length after one trace: 40 sizes, drawn by hypothesis."""
-    sizes = SIZES | {"prefix": 0}
-    _, linked = lower(name, sizes)
-    session_model = linked
-
-    @settings(max_examples=40, deadline=None)
-    @given(batch=st.integers(1, 5), length=st.integers(1, 70), seed=st.integers(0, 1000))
-    def agrees(batch: int, length: int, seed: int) -> None:
-        traced = arguments(name, sizes)
-        drawn = arguments(name, sizes | {"batch": batch, "sequence": length}, seed)
-        streamed = Calls(name, traced).streamed
-        values = [drawn[index] if index in streamed else value for index, value in enumerate(traced)]
-        expected = getattr(ops, name)(*values).numpy()
-        scale = max(1.0, float(np.abs(expected).max()))
-        found = run(session_model, [values[index] for index in streamed])
-        np.testing.assert_allclose(found, expected, atol=1e-5 * scale, rtol=1e-5)
-
-    agrees()
-
-
-@pytest.mark.parametrize("prefix", [1, 4])
-@pytest.mark.parametrize("length", [1, 2, 13])
-def test_attention_sees_its_prefix(prefix: int, length: int) -> None:
-    _, linked = lower("causal_attention", SIZES)
-    given = arguments("causal_attention", SIZES | {"prefix": prefix, "sequence": length}, 5)
-    np.testing.assert_allclose(run(linked, list(given[:3])), ops.causal_attention(*given).numpy(), atol=1e-5)
-
-
-LONG = 4096
-
-
-def exact_at_length(name: str, given: tuple[Any, ...]) -> None:
-    """Asserts 1e-5 of the largest value, against float64 and the same float32 arguments, at a length of LONG."""
-    _, linked = lower(name, SIZES, given=given)
-    values = tuple(value.float().double() if isinstance(value, Tensor) else value for value in given)
-    expected = getattr(ops, name)(*values).numpy()
-    found = run(linked, [values[index] for index in Calls(name, values).streamed])
-    assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
-
-
-# Decays of a frame from exp(-1e-5), of which all of the sequence is left, to exp(-20), of which nothing is.
-each_rate = pytest.mark.parametrize("rate", [1e-5, 1.12e-4, 1.37e-3, 0.0113, 0.1, 1.0, 20.0])
-
-
-@pytest.mark.parametrize(("low", "high"), [(1e-3, 1e-3), (1.37e-3, 1.37e-3), (0.1, 0.1), (1e-3, 0.1), (20.0, 20.0)])
-def test_the_selective_scan_is_exact_at_length_4096(low: float, high: float) -> None:
-    """With Hymba's rates, decays near 1 and near 0: both ends of its step's range, and far above."""
-    x, _, _, b, c = arguments("selective_scan", SIZES | {"batch": 1, "sequence": LONG}, 3)
-    a = -torch.arange(1.0, SIZES["state"] + 1, dtype=torch.float64)[None]
-    delta = torch.linspace(low, high, LONG, dtype=torch.float64)[None, :, None].expand(1, LONG, SIZES["channels"])
-    exact_at_length("selective_scan", (x, delta.contiguous(), a, b, c))
-
-
-@each_rate
-def test_the_linear_scan_is_exact_at_length_4096(rate: float) -> None:
-    x, _ = arguments("linear_scan", SIZES | {"batch": 1, "sequence": LONG}, 3)
-    exact_at_length("linear_scan", (x, torch.full_like(x[..., :1], -rate)))
-
-
-@pytest.mark.parametrize("rate", [1.0, 30.0, math.inf])
-def test_nothing_is_left_of_a_past_that_has_decayed(rate: float) -> None:
-    """Each frame is right for itself, however much larger those before it were."""
-    x, _ = arguments("linear_scan", SIZES | {"sequence": 200})
-    x = x * torch.exp(3 * torch.randn(2, 200, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0)))
-    _, linked = lower("linear_scan", SIZES, given=(x, torch.full_like(x[..., :1], -rate)))
-    exact = ops.linear_scan(x.float().double(), torch.full_like(x[..., :1], -rate))
-    np.testing.assert_allclose(run(linked, [x, torch.full_like(x[..., :1], -rate)]), exact, rtol=3e-5)
-
-
-@each_rate
-def test_the_diagonal_scan_is_exact_at_length_4096(rate: float) -> None:
-    x, _, b, c = arguments("diagonal_scan", SIZES | {"batch": 1, "sequence": LONG}, 3)
-    exact_at_length("diagonal_scan", (x, -rate * torch.arange(1.0, SIZES["state"] + 1, dtype=torch.float64), b, c))
-
-
-@pytest.mark.parametrize("window", [1, 2, 3, 4, 5, 7, 31, 64, 65, 1000, LONG])
-def test_the_fft_conv_is_exact_for_every_window(window: int) -> None:
-    """And for every length up to it; a longer sequence is refused by the graph itself."""
-    x, kernel = arguments("fft_conv", SIZES | {"sequence": window}, 3)
-    kernel = kernel[:window]
-    _, linked = lower("fft_conv", SIZES, given=(x, kernel))
-    for length in sorted({1, (window + 1) // 2, window - 1 or 1, window}):
-        expected = ops.fft_conv(x[:, :length].float().double(), kernel.float().double()).numpy()
-        assert np.abs(run(linked, [x[:, :length]]) - expected).max() <= 1e-6 * np.abs(expected).max()
-    for length in (window + 1, window + 2, 2 * window + 3):
-        with pytest.raises(ORT_ERRORS):
-            run(linked, [torch.zeros(2, length, 3)])

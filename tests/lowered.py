@@ -1,0 +1,129 @@
+"""Edifice ops as ONNX graphs of one node, traced, linked, and run by ONNX Runtime."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+import onnxruntime as ort
+import torch
+from op_cases import CASES, RINGS, SIZES, Arguments, Case
+from torch import Tensor, nn
+
+from edifice_export.link import link
+from edifice_export.specification import TensorSpec
+from edifice_export.trace import trace
+from edifice_reference import ops
+
+
+class Calls(nn.Module):
+    """A module that is one call of an op: what enters it are its inputs, other tensors its parameters."""
+
+    def __init__(self, op: str, given: Arguments, entering: list[str]) -> None:
+        super().__init__()
+        self.op, self.given, self.entering = getattr(ops, op), given, entering
+        for name, value in given.items():
+            if isinstance(value, Tensor) and name not in entering:
+                self.register_parameter(name, nn.Parameter(value, requires_grad=False))
+        self.anchor = nn.Parameter(torch.zeros(1))
+
+    def forward(self, *inputs: Tensor) -> Any:
+        values = self.given | dict(self.named_parameters()) | dict(zip(self.entering, inputs, strict=True))
+        del values["anchor"]
+        return self.op(*values.values())
+
+
+@dataclasses.dataclass
+class Lowered:
+    """One op: its abstract graph, of one node, and the graph with the function bodies that it needs."""
+
+    abstract: onnx.ModelProto
+    linked: onnx.ModelProto
+
+    def __post_init__(self) -> None:
+        self.session = ort.InferenceSession(self.linked.SerializeToString(), providers=["CPUExecutionProvider"])
+
+    def __call__(self, given: Arguments) -> tuple[Tensor, ...]:
+        """What the graph gives; the parameters are those that it was made with, whatever is given."""
+        feeds = {
+            value.name: given[value.name].to(torch.float32 if "float" in value.type else torch.int64).numpy()
+            for value in self.session.get_inputs()
+        }
+        return tuple(torch.from_numpy(found).double() for found in self.session.run(None, feeds))
+
+    def with_parameters(self, given: Arguments) -> Lowered:
+        """The same graph with other values of its parameters, of the same shapes."""
+        linked = onnx.ModelProto.FromString(self.linked.SerializeToString())
+        for tensor in linked.graph.initializer:
+            value = given[tensor.name].float().numpy()
+            assert list(tensor.dims) == list(value.shape)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(value, tensor.name))
+        return Lowered(self.abstract, linked)
+
+    def of_opset(self, opset: int) -> Lowered:
+        """The same in another version of the operator set: an edifice op is the same node in each."""
+        abstract = onnx.ModelProto.FromString(self.abstract.SerializeToString())
+        for entry in abstract.opset_import:
+            entry.version = opset if entry.domain == "" else entry.version
+        return Lowered(abstract, link(ir.from_proto(abstract)))
+
+    def operators(self) -> set[str]:
+        """Standard operators of all functions, those inside of others' bodies among them."""
+        return {node.op_type for function in self.linked.functions for node in nodes(function.node) if not node.domain}
+
+
+def nodes(of: Any) -> list[onnx.NodeProto]:
+    """Those nodes and, at any depth, those of the graphs inside them."""
+    found = list(of)
+    for node in of:
+        for attribute in node.attribute:
+            for graph in (attribute.g, *attribute.graphs):
+                found += nodes(graph.node)
+    return found
+
+
+def lower(case: Case, given: Arguments, entering: tuple[str, ...] = ()) -> Lowered:
+    """The op traced in float32, with a free batch and free lengths; of attention that slides also a free window.
+
+    Args:
+        entering: the arguments that are inputs of the graph, if not case.entering.
+    """
+    given = {
+        name: value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
+        for name, value in given.items()
+    }
+    entering = tuple(name for name in given if name in (entering or case.entering))
+    shapes = {name: _shape(case, name, given[name]) for name in entering}
+    inputs = [TensorSpec(name, "int64" if name == "position" else "float32", shapes[name]) for name in entering]
+    y, *states = (value.shape for value in case.define(given))
+    lead = shapes[case.streamed[0]][: given[case.streamed[0]].ndim - 1]
+    outputs = [TensorSpec("y", "float32", (*lead, *y[len(lead) :]))]
+    for name, state in zip(case.memory, states, strict=True):
+        outputs.append(TensorSpec(f"{name}_after", "float32", shapes.get(name, ("batch", *state[1:]))))
+    module = Calls(case.op, given, list(entering))
+    abstract = trace(module, inputs, outputs, 20)
+    return Lowered(ir.to_proto(abstract), link(abstract))
+
+
+def _shape(case: Case, name: str, value: Tensor) -> tuple[int | str, ...]:
+    if name in case.streamed and value.ndim > 2:
+        # Keys that reach further back than queries have a length of their own.
+        return ("batch", f"length{value.shape[1]}", *value.shape[2:])
+    if name in RINGS:
+        return ("batch", value.shape[1], "window", value.shape[3])
+    return ("batch", *value.shape[1:])
+
+
+@functools.cache
+def sequence_graph(name: str) -> Lowered:
+    """For sequences, of the sizes that are not free those of SIZES, with no prefix."""
+    return lower(CASES[name], CASES[name].arguments(SIZES | {"prefix": 0}))
+
+
+@functools.cache
+def frame_graph(name: str) -> Lowered:
+    """For single frames."""
+    return lower(CASES[name], CASES[name].piece(CASES[name].arguments(SIZES), 0))

@@ -1,0 +1,248 @@
+"""The ONNX functions of the edifice ops compute what the torch definitions do."""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any
+
+import onnx
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from lowered import Lowered, frame_graph, lower, nodes, sequence_graph
+from op_cases import (
+    CASES,
+    SIZES,
+    Arguments,
+    arguments,
+    each_op,
+    each_op_of_a_shared_memory,
+    each_op_with_a_memory,
+)
+from torch import Tensor
+
+from edifice_export.defaults import OPSETS
+from edifice_export.functions import LOWERINGS
+from edifice_export.runtime.providers import ORT_ERRORS
+from edifice_reference import ops
+
+SEVERAL = settings(max_examples=40, deadline=None)
+
+Outputs = tuple[Tensor, ...]
+
+
+def assert_agree(found: Outputs, expected: Outputs) -> None:
+    """To 1e-5, or 1e-5 of the largest value where that is above 1; every output, states among them."""
+    for value, wanted in zip(found, expected, strict=True):
+        scale = max(1.0, float(wanted.abs().max()) if wanted.numel() else 0.0)
+        torch.testing.assert_close(value, wanted, atol=1e-5 * scale, rtol=1e-5)
+
+
+def camel(op: str) -> str:
+    return "".join(part.capitalize() for part in op.split("_"))
+
+
+def forms(name: str) -> list[tuple[Lowered, Arguments]]:
+    """The graphs of an op, with arguments."""
+    case = CASES[name]
+    given = case.arguments(SIZES | {"prefix": 0})
+    whole = [(sequence_graph(name), given)]
+    return [*whole, (frame_graph(name), case.piece(given, 0))] if case.memory else whole
+
+
+@each_op
+def test_every_op_has_a_function_and_no_function_is_idle(name: str) -> None:
+    op = CASES[name].op
+    assert set(LOWERINGS) == {camel(known) for known in ops.OPS}
+    for graph, _ in forms(name):
+        (node,) = graph.abstract.graph.node
+        assert (node.domain, node.op_type) == ("edifice", camel(op))
+        functions = {function.name: function for function in graph.linked.functions}
+        called = {inner.op_type for function in functions.values() for inner in function.node if inner.domain}
+        assert set(functions) == {camel(op)} | called
+        onnx.checker.check_model(graph.linked, full_check=True)
+
+
+@each_op
+@pytest.mark.parametrize("opset", range(OPSETS[0], OPSETS[-1] + 1))
+def test_functions_are_valid_in_every_opset(name: str, opset: int) -> None:
+    for form, values in forms(name):
+        graph = form.of_opset(opset)
+        onnx.checker.check_model(graph.linked, full_check=True)
+        for function in graph.linked.functions:
+            imported = {(entry.domain, entry.version) for entry in function.opset_import}
+            assert imported - {("edifice", 1)} == {("", opset)}
+        assert_agree(graph(values), CASES[name].define(values))
+
+
+@each_op
+def test_one_graph_serves_every_size(name: str) -> None:
+    """Any batch and length after one trace, from any state: 40 sizes, drawn by hypothesis."""
+    case, graph = CASES[name], sequence_graph(name)
+
+    @SEVERAL
+    @given(batch=st.integers(1, 5), length=st.integers(1, 70), window=st.integers(1, 9), seed=st.integers(0, 1000))
+    def agrees(batch: int, length: int, window: int, seed: int) -> None:
+        sizes = {"batch": batch, "sequence": length, "window": window, "prefix": 0}
+        values = case.entering_arguments(SIZES | sizes, seed)
+        assert_agree(graph(values), case.define(values))
+
+    agrees()
+
+
+@each_op_with_a_memory
+def test_a_sequence_cut_anywhere_is_the_whole(name: str) -> None:
+    case, graph = CASES[name], sequence_graph(name)
+
+    @SEVERAL
+    @given(length=st.integers(2, 40), seed=st.integers(0, 1000), data=st.data())
+    def agrees(length: int, seed: int, data: st.DataObject) -> None:
+        values = case.entering_arguments(SIZES | {"sequence": length}, seed)
+        cut = data.draw(st.integers(1, length - 1), "cut")
+        assert_agree(case.in_pieces(graph, values, [cut]), case.define(values))
+
+    agrees()
+
+
+@each_op_with_a_memory
+@pytest.mark.parametrize("batch", [1, 2, 5])
+def test_frame_by_frame_is_the_whole(name: str, batch: int) -> None:
+    case = CASES[name]
+    values = case.entering_arguments(SIZES | {"batch": batch, "sequence": 40}, batch)
+    assert_agree(case.by_frames(frame_graph(name), values), case.define(values))
+
+
+@each_op_with_a_memory
+def test_a_history_and_then_frame_by_frame_is_the_whole(name: str) -> None:
+    case = CASES[name]
+    values = case.entering_arguments(SIZES | {"sequence": 40}, 1)
+    history, rest = case.piece(values, slice(0, 23)), case.piece(values, slice(23, 40))
+    first = sequence_graph(name)(history)
+    then = case.by_frames(frame_graph(name), case.after(rest, first, 23))
+    assert_agree((torch.cat([first[0], then[0]], dim=1), *then[1:]), case.define(values))
+
+
+@each_op_of_a_shared_memory
+def test_one_memory_serves_every_entry_of_a_batch(name: str) -> None:
+    """As in the graph of a window, to which the state before it is a constant."""
+    case = CASES[name]
+    (memory,) = case.memory
+    shared = arguments(name)[memory][:1]
+    for values in (arguments(name), case.piece(arguments(name), 0)):
+        graph = lower(case, values | {memory: shared}, entering=case.streamed)
+        for batch in (1, 2, 5):
+            drawn = case.entering_arguments(SIZES | {"batch": batch}, batch) | {memory: shared}
+            drawn = drawn if values[case.streamed[0]].ndim > 2 else case.piece(drawn, 0)
+            assert_agree(graph(drawn), case.define(drawn))
+
+
+@each_op_with_a_memory
+def test_the_graph_of_one_frame_has_no_loop_and_no_branch(name: str) -> None:
+    assert not {"Scan", "Loop", "If"} & frame_graph(name).operators()
+
+
+def test_loops_are_found_where_they_are() -> None:
+    assert "Scan" in sequence_graph("linear_scan").operators()
+    assert "Exp" in {node.op_type for node in nodes(sequence_graph("selective_scan").linked.functions[0].node)}
+
+
+@functools.cache
+def prefixed_graph() -> Lowered:
+    return lower(CASES["causal_attention"], arguments("causal_attention"))
+
+
+@pytest.mark.parametrize("prefix", [1, 4])
+@pytest.mark.parametrize("length", [1, 2, 13])
+def test_attention_sees_its_prefix(prefix: int, length: int) -> None:
+    case = CASES["causal_attention"]
+    values = case.arguments(SIZES | {"prefix": prefix, "sequence": length}, 5)
+    torch.testing.assert_close(prefixed_graph()(values), case.define(values), atol=1e-5, rtol=1e-7)
+
+
+@pytest.mark.parametrize("is_frame", [False, True])
+def test_a_convolution_of_one_tap_has_no_past(is_frame: bool) -> None:
+    """Its past has no frames and is a constant."""
+    case = CASES["causal_conv1d"]
+    for batch in (1, 2, 5):
+        values = case.arguments(SIZES | {"kernel": 1, "batch": batch}, 5)
+        values = case.piece(values, 0) if is_frame else values
+        graph = lower(case, values | {"past": torch.zeros(1, 0, SIZES["channels"])}, entering=("x",))
+        onnx.checker.check_model(graph.linked, full_check=True)
+        assert_agree(graph(values), case.define(values))
+
+
+LONG = 4096
+
+
+def long(name: str, **changed: Tensor) -> Arguments:
+    """Arguments of LONG frames, rounded to float32."""
+    values = arguments(name, batch=1, sequence=LONG) | changed
+    return {key: value.float().double() if isinstance(value, Tensor) else value for key, value in values.items()}
+
+
+def assert_exact(found: Outputs, expected: Outputs) -> None:
+    """To 1e-5 of the largest value, against float64 and the same float32 arguments; of every output."""
+    for value, wanted in zip(found, expected, strict=True):
+        assert (value - wanted).abs().max() <= 1e-5 * wanted.abs().max()
+
+
+def exact_at_length(name: str, given: Arguments) -> None:
+    """At a length of LONG, at once and frame by frame."""
+    case = CASES[name]
+    expected = case.define(given)
+    assert_exact(sequence_graph(name).with_parameters(given)(given), expected)
+    assert_exact(case.by_frames(frame_graph(name).with_parameters(given), given), expected)
+
+
+# Decays of a frame from exp(-1e-5), of which all of the sequence is left, to exp(-20), of which nothing is.
+each_rate = pytest.mark.parametrize("rate", [1e-5, 1.12e-4, 1.37e-3, 0.0113, 0.1, 1.0, 20.0])
+
+
+@pytest.mark.parametrize(("low", "high"), [(1e-3, 1e-3), (1.37e-3, 1.37e-3), (0.1, 0.1), (1e-3, 0.1), (20.0, 20.0)])
+def test_the_selective_scan_is_exact_at_length_4096(low: float, high: float) -> None:
+    """With Hymba's rates, decays near 1 and near 0: both ends of its step's range, and far above."""
+    a = -torch.arange(1.0, SIZES["state"] + 1, dtype=torch.float64).expand(SIZES["channels"], -1)
+    delta = torch.linspace(low, high, LONG, dtype=torch.float64)[None, :, None].expand(1, LONG, SIZES["channels"])
+    exact_at_length("selective_scan", long("selective_scan", delta=delta.contiguous(), a=a))
+
+
+@each_rate
+def test_the_linear_scan_is_exact_at_length_4096(rate: float) -> None:
+    decay = torch.full((1, LONG, 1), -rate, dtype=torch.float64)
+    exact_at_length("linear_scan", long("linear_scan", log_decay=decay))
+
+
+@pytest.mark.parametrize("rate", [1.0, 30.0, math.inf])
+def test_nothing_is_left_of_a_past_that_has_decayed(rate: float) -> None:
+    """Each frame is right for itself, however much larger those before it were."""
+    case = CASES["linear_scan"]
+    values = case.arguments(SIZES | {"sequence": 200})
+    loud = torch.exp(3 * torch.randn(2, 200, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0)))
+    values |= {"x": (values["x"] * loud).float().double(), "log_decay": torch.full((2, 200, 1), -rate).double()}
+    for found in (sequence_graph("linear_scan")(values), case.by_frames(frame_graph("linear_scan"), values)):
+        torch.testing.assert_close(found, case.define(values), rtol=3e-5, atol=0)
+
+
+@each_rate
+def test_the_diagonal_scan_is_exact_at_length_4096(rate: float) -> None:
+    steps = torch.arange(1.0, SIZES["state"] + 1, dtype=torch.float64)
+    decay = torch.stack([-rate * steps, -1e-3 * steps])
+    exact_at_length("diagonal_scan", long("diagonal_scan", log_decay=decay))
+
+
+@pytest.mark.parametrize("window", [1, 2, 3, 4, 5, 7, 31, 64, 65, 1000, LONG])
+def test_the_fft_conv_is_exact_for_every_window(window: int) -> None:
+    """And for every length up to it; a longer sequence is refused by the graph itself."""
+    case = CASES["fft_conv"]
+    values: dict[str, Any] = case.arguments(SIZES | {"sequence": window}, 3)
+    x, kernel = values["x"], values["kernel"][:window]
+    graph = lower(case, {"x": x, "kernel": kernel})
+    for length in sorted({1, (window + 1) // 2, window - 1 or 1, window}):
+        expected = ops.fft_conv(x[:, :length].float().double(), kernel.float().double())
+        (found,) = graph({"x": x[:, :length]})
+        assert (found - expected).abs().max() <= 1e-6 * expected.abs().max()
+    for length in (window + 1, window + 2, 2 * window + 3):
+        with pytest.raises(ORT_ERRORS):
+            graph({"x": torch.zeros(2, length, 3)})
