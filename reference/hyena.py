@@ -48,6 +48,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from . import ops
 from .backbone import Backbone
@@ -164,9 +165,10 @@ class Block(nn.Module):
     def initial_state(self, batch: int) -> State:
         """`conv`, and `long_conv`: what the convolution of each order has seen, the oldest frame first; zero."""
         order, channels = len(self.filters), self.out_proj.weight.shape[0]
-        reach = self.window_size - 1
+        # Of a window of one frame, one that no tap reaches: without it a stream could not be told from a window.
+        reach = max(self.window_size - 1, 1)
         history = self.out_proj.weight.new_zeros(batch, order, reach, channels)
-        return self.conv.initial_state(batch) | ({"long_conv": history} if reach else {})
+        return self.conv.initial_state(batch) | {"long_conv": history}
 
     def forward(self, x: Tensor, past: State) -> tuple[Tensor, State]:
         """[B, T, D], or with a state also [B, D], of the same shape -> and the state after it."""
@@ -177,6 +179,8 @@ class Block(nn.Module):
             y, history = convolve_window(v, gates, kernels), {}
         else:
             convolve = convolve_frame if x.ndim == 2 else convolve_piece
+            if self.window_size == 1:
+                kernels = [functional.pad(kernel, (0, 0, 0, 1)) for kernel in kernels]
             y, long_conv = convolve(v, gates, kernels, past["long_conv"])
             history = {"long_conv": long_conv}
         x = x + self.dropout(self.out_proj(y))
