@@ -63,7 +63,8 @@ class Backbone(nn.Module):
         """
         if self.why_no_stream is not None:
             raise OptionError(self.why_no_stream)
-        return self.start(batch)
+        # Entries don't share memory: any of them can be written to.
+        return {name: value.contiguous() for name, value in self.start(batch).items()}
 
     def step(self, frame: Tensor, state: State) -> tuple[Tensor, State]:
         """One frame on.
