@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,30 +13,17 @@ from conftest import TINY
 from golden_cases import CASES, GOLDEN, architecture_of, load_case, metadata
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from reference_cases import each_architecture, each_numerics, make, sequence
 from safetensors import safe_open
 from torch import Tensor, nn
 
 from edifice_export.checkpoints.edifice import to_edifice_name
-from edifice_reference.config import NUMERICS, OptionError
+from edifice_reference.config import OptionError
 from edifice_reference.layers import initialize
 from edifice_reference.registry import ARCHITECTURES, Architecture, get_architecture
 
-each_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES.values(), ids=lambda known: known.name)
-each_numerics = pytest.mark.parametrize("numerics", NUMERICS)
-
-
 EXACT = {architecture_of(path) for path in CASES if metadata(path)["param_count"] is None}
 """Architectures for which Edifice has no formula of its own."""
-
-
-def make(architecture: Architecture, numerics: str = "standard", seed: int = 0, **options: Any) -> Any:
-    model = architecture.model_class(architecture.config_class(**{**TINY, **options}), numerics).double().eval()
-    initialize(model, seed)
-    return model
-
-
-def sequence(batch: int, length: int, width: int = TINY["embed_dim"], seed: int = 0) -> Tensor:
-    return torch.randn(batch, length, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 @pytest.mark.parametrize("path", CASES, ids=lambda path: path.stem)
@@ -80,30 +68,45 @@ def test_every_layer_is_edifice(path: Path) -> None:
     known = get_architecture(architecture_of(GOLDEN / f"{path.stem.removesuffix('_taps')}.safetensors"))
     layers = {to_edifice_name(name, known).partition("/")[0] for name, _ in model.named_parameters()}
     seen: list[str] = []
+
+    def check(tap: str, found: Tensor) -> None:
+        expected = taps[tap]
+        if found.ndim < expected.ndim:
+            # A filter has no batch here; of the last norm there is the last frame only.
+            found = found[None] if "filter" in tap else found[:, None]
+        difference = (found - expected[:, -found.shape[1] :]).abs().max()
+        assert difference < 1e-5, f"the first layer that departs is {tap}, by {difference:.1e}"
+        seen.append(tap)
+
     for name, module in model.named_modules():
         own = [f"{name}.{leaf}" for leaf, _ in module.named_parameters(recurse=False)]
-        if not own:
+        tap = to_edifice_name(own[0], known).partition("/")[0] if own else ""
+        if not own or tap.endswith("attn_compute"):
             continue
-        tap = to_edifice_name(own[0], known).partition("/")[0]
         if tap.endswith("_ssm"):
-            # Here what learns the rates is a part of the module whose output Edifice's layer has.
-            module = model.get_submodule(name.rpartition(".")[0])
-        if tap.endswith("attn_compute"):
+            # Edifice's layer is the whole recurrence; here the block computes two of them at once.
+            _, index, which, _ = name.split(".")
+            _observe_scan(model.blocks[int(index)], ("shift", "diag").index(which), tap, check)
             continue
 
-        def check(_module: nn.Module, _inputs: object, output: Tensor, tap: str = tap) -> None:
-            expected = taps[tap]
-            found = output
-            if output.ndim < expected.ndim:
-                # A filter has no batch here; of the last norm there is the last frame only.
-                found = output[None] if "filter" in tap else output[:, None]
-            difference = (found - expected[:, -found.shape[1] :]).abs().max()
-            assert difference < 1e-5, f"the first layer that departs is {tap}, by {difference:.1e}"
-            seen.append(tap)
+        def hook(_module: nn.Module, _inputs: object, output: Any, tap: str = tap) -> None:
+            check(tap, output[0] if isinstance(output, tuple) else output)
 
-        module.register_forward_hook(check)
+        module.register_forward_hook(hook)
     model(example["state_sequence"])
     assert set(seen) == {layer for layer in layers if not layer.endswith("attn_compute")}
+
+
+def _observe_scan(block: Any, which: int, tap: str, check: Callable[[str, Tensor], None]) -> None:
+    """Shows one output of an H3 block's two recurrences to `check`."""
+    scan = block.scan
+
+    def observed(*inputs: Any) -> Any:
+        found = scan(*inputs)
+        check(tap, found[which])
+        return found
+
+    block.scan = observed
 
 
 @each_architecture
@@ -289,13 +292,14 @@ class TestHyena:
         """A block by its definition, frame by frame."""
         model, x = make(self.architecture, embed_dim=8, order=3, num_layers=1), sequence(1, 7, 8)
         (block,) = model.blocks
-        y, *gates = block.proj(block.conv(block.norm(x))).chunk(4, dim=-1)
+        past = block.conv.initial_state(1)
+        y, *gates = block.proj(block.conv(block.norm(x), past)[0]).chunk(4, dim=-1)
         for make_filter, gate in zip(block.filters, gates, strict=True):
             f = make_filter()
             y = torch.stack([sum(f[t - s] * y[:, s] for s in range(t + 1)) for t in range(7)], dim=1) * gate
         expected = x + block.out_proj(y)
         expected = expected + block.ffn(block.ffn_norm(expected))
-        torch.testing.assert_close(block(x), expected)
+        torch.testing.assert_close(block(x, past)[0], expected)
 
 
 class TestHymba:
