@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import onnx_ir as ir
 
 __all__ = ["whole_softplus"]
@@ -30,7 +32,10 @@ def whole_softplus(model: ir.Model) -> int:
         smooth.name, node_name = node.name, smooth.name
         model.graph.remove([node], safe=True)
         if not condition.outputs[0].uses():
+            threshold = cast(ir.Value, condition.inputs[1])
             model.graph.remove([condition], safe=True)
+            if not threshold.uses():
+                model.graph.initializers.pop(cast(str, threshold.name), None)
         replaced.name, whole.name = f"{node_name}.unused", name
         found += 1
     return found
