@@ -21,7 +21,7 @@ def CausalConv1d(x, weight, bias, past, groups: int):
 
 @script(EDIFICE, default_opset=op)
 def CausalConv1dFrame(x, weight, bias, past, groups: int):
-    """A product of taps and frames, for a depthwise convolution; of another the weight can't be squeezed."""
+    """A product of taps and frames. Each entry has its own past: one for all of them can't be put before frames."""
     one = op.Constant(value_ints=[1])
     seen = op.Concat(past, op.Unsqueeze(x, one), axis=1)
     taps = op.Transpose(op.Squeeze(weight, one), perm=[1, 0])
