@@ -284,7 +284,10 @@ def causal_conv1d(x: Tensor, weight: Tensor, bias: Tensor, groups: int, past: Te
     """
     channels, within, kernel = weight.shape
     if (groups, within) != (channels, 1):
-        raise ValueError(f"weight must be [{channels}, 1, kernel] for {channels} groups, got {list(weight.shape)}")
+        raise ValueError(
+            f"a depthwise convolution of {channels} channels has {channels} groups and a weight "
+            f"[{channels}, 1, kernel], got {groups} and {list(weight.shape)}"
+        )
     length = x.shape[1]
     seen = torch.cat([past.expand(x.shape[0], -1, -1), x], dim=1)
     # As a sum of shifted frames: torch's grouped convolution of float64 takes a hundred times as long.
