@@ -232,17 +232,19 @@ def test_causal_conv1d_before_whose_first_frame_was_nothing_sees_its_own_frames_
         assert y[0, t, 1].item() == pytest.approx(float(sum(taps) + bias[1]), abs=1e-12)
 
 
-def test_causal_conv1d_keeps_to_its_groups() -> None:
-    x, weight, bias, groups, past = CASES["causal_conv1d"].arguments(SIZES).values()
-    x, past = x.repeat(1, 1, 2), past.repeat(1, 1, 2)
-    weight = torch.randn(6, 2, 4, dtype=torch.float64)
-    y, _ = ops.causal_conv1d(x, weight, bias.repeat(2), groups, past)
-    seen = torch.cat([past, x], dim=1)
-    for group in range(groups):
-        own = slice(2 * group, 2 * group + 2)
-        for t in range(SIZES["sequence"]):
-            expected = torch.einsum("bkc,ock->bo", seen[:, t : t + 4, own], weight[own]) + bias.repeat(2)[own]
-            torch.testing.assert_close(y[:, t, own], expected, **EXACT)
+def test_causal_conv1d_refuses_groups_that_are_not_channels() -> None:
+    x, weight, bias, groups, past = arguments("causal_conv1d").values()
+    with pytest.raises(ValueError, match=r"has 3 groups and a weight \[3, 1, kernel\], got 1 and \[3, 1, 4\]"):
+        ops.causal_conv1d(x, weight, bias, 1, past)
+    with pytest.raises(ValueError, match=r"got 3 and \[3, 3, 4\]"):
+        ops.causal_conv1d(x, weight.expand(-1, 3, -1).contiguous(), bias, groups, past)
+
+
+def test_causal_conv1d_is_torchs() -> None:
+    x, weight, bias, groups, past = arguments("causal_conv1d").values()
+    seen = torch.cat([past, x], dim=1).transpose(1, 2)
+    expected = nn.functional.conv1d(seen, weight, bias, groups=groups).transpose(1, 2)
+    torch.testing.assert_close(ops.causal_conv1d(x, weight, bias, groups, past)[0], expected, **EXACT)
 
 
 @pytest.mark.parametrize("epsilon", [0.0, 1e-8])

@@ -98,12 +98,12 @@ def test_every_layer_is_edifice(path: Path) -> None:
 
 
 def _observe_scan(block: Any, which: int, tap: str, check: Callable[[str, Tensor], None]) -> None:
-    """Shows one output of an H3 block's two recurrences to `check`."""
+    """Shows one of an H3 block's two recurrences to `check`."""
     scan = block.scan
 
     def observed(*inputs: Any) -> Any:
         found = scan(*inputs)
-        check(tap, found[which])
+        check(tap, found[0][:, :, which])
         return found
 
     block.scan = observed
