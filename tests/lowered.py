@@ -54,14 +54,19 @@ class Lowered:
         }
         return tuple(torch.from_numpy(found).double() for found in self.session.run(None, feeds))
 
+    def with_constants(self, values: Arguments) -> Lowered:
+        """The same graph with these values of its parameters, and of inputs that become constants."""
+        abstract = onnx.ModelProto.FromString(self.abstract.SerializeToString())
+        for name, value in values.items():
+            for held in (abstract.graph.input, abstract.graph.initializer, abstract.graph.value_info):
+                for entry in [entry for entry in held if entry.name == name]:
+                    held.remove(entry)
+            abstract.graph.initializer.append(onnx.numpy_helper.from_array(value.float().numpy(), name))
+        return Lowered(abstract, link(ir.from_proto(abstract)))
+
     def with_parameters(self, given: Arguments) -> Lowered:
-        """The same graph with other values of its parameters, of the same shapes."""
-        linked = onnx.ModelProto.FromString(self.linked.SerializeToString())
-        for tensor in linked.graph.initializer:
-            value = given[tensor.name].float().numpy()
-            assert list(tensor.dims) == list(value.shape)
-            tensor.CopyFrom(onnx.numpy_helper.from_array(value, tensor.name))
-        return Lowered(self.abstract, linked)
+        """The same graph with other values of all its parameters."""
+        return self.with_constants({tensor.name: given[tensor.name] for tensor in self.abstract.graph.initializer})
 
     def of_opset(self, opset: int) -> Lowered:
         """The same in another version of the operator set: an edifice op is the same node in each."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from typing import Any
 
 import onnx
 import onnxruntime as ort
@@ -134,9 +133,8 @@ def test_a_history_and_then_frame_by_frame_is_the_whole(name: str) -> None:
 def test_one_memory_serves_every_entry_of_a_batch(name: str, is_frame: bool) -> None:
     """As in the graph of a window, to which the state before it is a constant."""
     case = CASES[name]
-    values = case.piece(arguments(name), 0) if is_frame else arguments(name)
-    shared = {memory: values[memory][:1] for memory in case.memory}
-    graph = lower(case, values | shared, entering=case.streamed)
+    shared = {memory: arguments(name)[memory][:1] for memory in case.memory}
+    graph = (frame_graph if is_frame else sequence_graph)(name).with_constants(shared)
     for batch in (1, 2, 5):
         drawn = case.entering_arguments(SIZES | {"batch": batch}, batch) | shared
         drawn = case.piece(drawn, 0) if is_frame else drawn
@@ -214,13 +212,17 @@ def test_attention_sees_its_prefix(prefix: int, length: int) -> None:
 @pytest.mark.parametrize("is_frame", [False, True])
 def test_a_convolution_of_one_tap_has_no_past(is_frame: bool) -> None:
     """Its past has no frames and is a constant."""
-    case = CASES["causal_conv1d"]
+    case, nothing = CASES["causal_conv1d"], {"past": torch.zeros(1, 0, SIZES["channels"])}
+
+    def one_tap(batch: int) -> Arguments:
+        values = case.entering_arguments(SIZES | {"batch": batch}, batch) | nothing
+        values |= {"weight": values["weight"][..., -1:]}
+        return case.piece(values, 0) if is_frame else values
+
+    graph = lower(case, one_tap(2), entering=("x",))
+    onnx.checker.check_model(graph.linked, full_check=True)
     for batch in (1, 2, 5):
-        values = case.arguments(SIZES | {"kernel": 1, "batch": batch}, 5)
-        values = case.piece(values, 0) if is_frame else values
-        graph = lower(case, values | {"past": torch.zeros(1, 0, SIZES["channels"])}, entering=("x",))
-        onnx.checker.check_model(graph.linked, full_check=True)
-        assert_agree(graph(values), case.define(values))
+        assert_agree(graph(one_tap(batch)), case.define(one_tap(batch)))
 
 
 LONG = 4096
@@ -286,9 +288,9 @@ def test_the_diagonal_scan_is_exact_at_length_4096(rate: float) -> None:
 def test_the_fft_conv_is_exact_for_every_window(window: int) -> None:
     """And for every length up to it; a longer sequence is refused by the graph itself."""
     case = CASES["fft_conv"]
-    values: dict[str, Any] = case.arguments(SIZES | {"sequence": window}, 3)
-    x, kernel = values["x"], values["kernel"][:window]
-    graph = lower(case, {"x": x, "kernel": kernel})
+    x, kernel = case.arguments(SIZES | {"sequence": window}, 3).values()
+    kernel = kernel[:window]
+    graph = sequence_graph("fft_conv").with_constants({"kernel": kernel})
     for length in sorted({1, (window + 1) // 2, window - 1 or 1, window}):
         expected = ops.fft_conv(x[:, :length].float().double(), kernel.float().double())
         (found,) = graph({"x": x[:, :length]})
