@@ -21,7 +21,7 @@ from ..bundle import Bundle
 from ..errors import CheckError, RequestError
 from ..specification import BATCH, StateSpec, TensorSpec
 from .arrays import check_array
-from .providers import ORT_ERRORS, device_of, placement
+from .providers import ORT_ERRORS, device_of, placement, short_name
 
 __all__ = ["HISTORY", "MAX_HISTORY", "Snapshot", "Stream"]
 
@@ -65,6 +65,8 @@ class Stream:
         self.placement = placement(step)
         self._states = bundle.manifest.states
         self._device = device_of(step)
+        # Other providers than the CPU's may take a copy when an input is bound, and go on with that.
+        self._reads_in_place = short_name(step.get_providers()[0]) == "cpu"
         self._free: deque[_Buffers] = deque()
         self._bindings: dict[tuple[int, int], ort.IOBinding] = {}
         self._input = np.zeros((batch, int(self.frame.shape[1])), np.float32)
@@ -96,11 +98,8 @@ class Stream:
         single = self._check(frame, self.frame, "step")
         self._input[:] = frame
         after = self._take()
-        binding = self._binding(self._current.buffers, after.buffers)
         try:
-            if self._device != "cpu":
-                # Binding is what copies a frame to a device; on the CPU the graph reads it where it is.
-                binding.bind_ortvalue_input(self.frame.name, self._input_value)
+            binding = self._binding(self._current.buffers, after.buffers)
             self._step.run_with_iobinding(binding)
             binding.synchronize_outputs()
         except ORT_ERRORS as error:
@@ -284,9 +283,9 @@ class Stream:
 
     def _binding(self, past: _Buffers, present: _Buffers) -> ort.IOBinding:
         key = id(past), id(present)
+        if not self._reads_in_place or len(self._bindings) >= _MAX_BINDINGS:
+            self._bindings.clear()
         if key not in self._bindings:
-            if len(self._bindings) >= _MAX_BINDINGS:
-                self._bindings.clear()
             binding = self._step.io_binding()
             binding.bind_ortvalue_input(self.frame.name, self._input_value)
             binding.bind_ortvalue_output(self.output.name, self._result_value)
