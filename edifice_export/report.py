@@ -140,7 +140,7 @@ class Report:
             line += f"; {self.amplified} of the inputs amplify rounding beyond the limit, in torch's float32 as well"
         if self.departure is not None:
             line += f"; the first node that departs is {self.departure}"
-        if self.float32_error is not None and self.float32_error > self.worst.limit:
+        if self.float32_error is not None and self.float32_error > max(self.worst.limit, self.tolerance):
             line += (
                 f"; torch in float32 departs by {self.float32_error:.1e} as well: these weights need "
                 "more than float32, or a larger --tolerance"
