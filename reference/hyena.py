@@ -48,7 +48,6 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from . import ops
 from .backbone import Backbone
@@ -163,12 +162,13 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def initial_state(self, batch: int) -> State:
-        """`conv`, and `long_conv`: what the convolution of each order has seen, the oldest frame first; zero."""
+        """`conv`, and `long_conv`: what the convolution of each order has seen, the oldest frame first; zero.
+
+        One frame at least, that of a window of one frame out of reach: it tells a stream from a window.
+        """
         order, channels = len(self.filters), self.out_proj.weight.shape[0]
-        # Of a window of one frame, one that no tap reaches: without it a stream could not be told from a window.
-        reach = max(self.window_size - 1, 1)
-        history = self.out_proj.weight.new_zeros(batch, order, reach, channels)
-        return self.conv.initial_state(batch) | {"long_conv": history}
+        history = self.out_proj.weight.new_zeros(batch, order, max(self.window_size - 1, 1), channels)
+        return {**self.conv.initial_state(batch), "long_conv": history}
 
     def forward(self, x: Tensor, past: State) -> tuple[Tensor, State]:
         """[B, T, D], or with a state also [B, D], of the same shape -> and the state after it."""
@@ -179,8 +179,6 @@ class Block(nn.Module):
             y, history = convolve_window(v, gates, kernels), {}
         else:
             convolve = convolve_frame if x.ndim == 2 else convolve_piece
-            if self.window_size == 1:
-                kernels = [functional.pad(kernel, (0, 0, 0, 1)) for kernel in kernels]
             y, long_conv = convolve(v, gates, kernels, past["long_conv"])
             history = {"long_conv": long_conv}
         x = x + self.dropout(self.out_proj(y))
@@ -201,7 +199,7 @@ def convolve_piece(v: Tensor, gates: list[Tensor], kernels: list[Tensor], past: 
         v: [B, T, D].
         gates: of each order, [B, T, D].
         kernels: of each order, [S, D].
-        past: [B, order, S - 1, D].
+        past: [B, order, S - 1 or 1, D].
 
     Returns:
         [B, T, D], and the history after it.
@@ -222,6 +220,8 @@ def convolve_frame(v: Tensor, gates: list[Tensor], kernels: list[Tensor], past: 
     What the past gives to every order is one product: it does not depend on the frame.
     """
     taps = torch.stack(kernels)
+    if taps.shape[1] == 1:
+        taps = torch.cat([taps, torch.zeros_like(taps)], dim=1)
     remembered = (past * taps[:, 1:].flip(1)).sum(2)
     added = []
     for order, gate in enumerate(gates):
