@@ -101,7 +101,8 @@ def verify(
     )
     if report.passed or reference is None:
         return report
-    case, sequence = max(failed, key=lambda pair: pair[0].severity)
+    # One that failed against the reference, if there is one: of graphs that differ it is not known which is wrong.
+    case, sequence = max(failed, key=lambda pair: (pair[0].source == "reference", pair[0].severity))
     return _diagnose(report, opened, reference, case, sequence)
 
 
@@ -259,7 +260,7 @@ def _rounding(model: Any, case: Case, sequence: np.ndarray) -> np.ndarray:
     largest: Any = torch.zeros(1)
     for _ in range(_ROUNDINGS):
         # Parameters too: of a tiny input nothing may be left after the first bias.
-        other, near = copy.deepcopy(model), nearby(torch.from_numpy(sequence))
+        other, near = copy.deepcopy(model), nearby(torch.tensor(sequence))
         with torch.no_grad():
             for parameter in other.parameters():
                 parameter.copy_(nearby(parameter))
