@@ -19,7 +19,7 @@ from edifice_reference.config import OptionError
 from edifice_reference.registry import ARCHITECTURES
 
 from .cli_build import BuildGroup, parse_options
-from .console import print_json, print_table, progress_bar
+from .console import interrupted, print_json, print_table, progress_bar
 from .errors import ExportError
 
 if TYPE_CHECKING:
@@ -271,16 +271,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if debug:
             traceback.print_exc()
         message, status = _describe(error)
-    if _interrupted or status == 130:  # the status that Typer gives an interrupt
+    if interrupted or status == 130:  # the status that Typer gives an interrupt
         # Whatever became of it on its way: torch turns an interrupt into errors of its own.
         message, status = "interrupted; nothing was written", 130
     if message:
         typer.echo(f"error: {message}", err=True)
     sys.exit(status)
-
-
-_interrupted: list[int] = []
-"""The signals that asked this process to stop."""
 
 
 def _describe(error: Exception) -> tuple[str, int]:
@@ -306,7 +302,7 @@ def _one_line(error: Any) -> str:
 
 
 def _interrupt(number: int, _frame: Any) -> None:
-    _interrupted.append(number)
+    interrupted.append(number)
     signal.signal(number, signal.SIG_DFL)  # a second one ends the process even inside native code
     logging.disable(logging.CRITICAL)
     raise KeyboardInterrupt

@@ -10,7 +10,10 @@ from typing import Any
 
 import typer
 
-__all__ = ["print_json", "print_table", "progress_bar"]
+__all__ = ["interrupted", "print_json", "print_table", "progress_bar"]
+
+interrupted: list[int] = []
+"""The signals that asked this process to stop."""
 
 
 def print_json(value: Any) -> None:
@@ -26,15 +29,20 @@ def print_table(rows: Sequence[Sequence[str]]) -> None:
 
 
 @contextlib.contextmanager
-def progress_bar(label: str) -> Iterator[Callable[[int, int], None] | None]:
-    """On a terminal, a bar on standard error that lives until the end of the block; elsewhere None."""
-    if not sys.stderr.isatty():
-        yield None
-        return
+def progress_bar(label: str) -> Iterator[Callable[[int, int], None]]:
+    """What to call as work goes on: on a terminal, a bar on standard error that lives until the end of the block.
+
+    It ends work that was asked to stop: libraries catch an interrupt and go on.
+    """
+    shown = sys.stderr.isatty()
     bar: Any = None
 
     def update(done: int, total: int) -> None:
         nonlocal bar
+        if interrupted:
+            raise KeyboardInterrupt
+        if not shown:
+            return
         if bar is None:
             bar = typer.progressbar(length=total, label=label, file=sys.stderr)
             bar.__enter__()
