@@ -19,6 +19,9 @@ __all__ = ["listed_files", "read_manifest"]
 
 _MAX_BYTES = 16 * 2**20
 
+_INITIAL = {"float32": (-(2.0**127), 2.0**127), "int64": (0, 2**62)}
+"""Of each type that a state may have, the least and the largest value that it may start from."""
+
 
 def read_manifest(folder: Path) -> Manifest:
     """Reads and checks the manifest of a bundle.
@@ -226,9 +229,12 @@ def _parse_test_sequence(reader: _Reader) -> SequenceEntry | None:
 def _parse_state(reader: _Reader, content: Any) -> StateSpec:
     tensor = _parse_tensor(reader, content)
     initial = content.get("initial")
+    if tensor.dtype not in _INITIAL:
+        raise reader.error(f"the state {tensor.name} should be {' or '.join(_INITIAL)}, and is {tensor.dtype!r:.60}")
     if isinstance(initial, str):
         return StateSpec(tensor.name, tensor.dtype, tensor.shape, reader.inside(initial))
-    if type(initial) not in (int, float) or not math.isfinite(initial):
+    low, high = _INITIAL[tensor.dtype]
+    if type(initial) not in {int, type(low)} or not low <= initial <= high:
         raise reader.error(f"the initial value of {tensor.name} should be a number or a file, and is {initial!r:.60}")
     return StateSpec(tensor.name, tensor.dtype, tensor.shape, initial)
 
