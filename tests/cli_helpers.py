@@ -152,9 +152,10 @@ def trace_once(monkeypatch: pytest.MonkeyPatch) -> None:
     real = trace.trace
 
     def cached(model: Any, *arguments: Any) -> Any:
-        if model.config not in GRAPHS:
-            GRAPHS[model.config] = real(model, *arguments)
-        return GRAPHS[model.config]
+        key = model.config, model.numerics, *arguments
+        if key not in GRAPHS:
+            GRAPHS[key] = real(model, *arguments)
+        return GRAPHS[key]
 
     monkeypatch.setattr(trace, "trace", cached)
 
@@ -169,22 +170,23 @@ def raising(error: BaseException) -> Callable[..., Any]:
 
 
 def negated(function: Any) -> Any:
-    """What gives the negative of an onnxscript function, as a function with a wrong body."""
+    """An onnxscript function with a wrong body: its first output is the negative of what it should be."""
 
     def to_function_proto() -> onnx.FunctionProto:
         proto = function.to_function_proto()
-        proto.node.append(onnx.helper.make_node("Neg", proto.output, ["negative"]))
-        proto.output[:] = ["negative"]
+        proto.node.append(onnx.helper.make_node("Neg", proto.output[:1], ["negative"]))
+        proto.output[0] = "negative"
         return proto
 
     return SimpleNamespace(to_function_proto=to_function_proto)
 
 
 @contextmanager
-def small_disk(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def small_disk(folder: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A disk with room for a bundle and a half; where none can be mounted, writing a model fills the disk."""
     folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=144k", "tmpfs", str(folder)]
+    pages = sum(-(-path.stat().st_size // 4096) for path in bundle.rglob("*") if path.is_file())
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={6 * pages}k", "tmpfs", str(folder)]
     if os.geteuid() == 0 and subprocess.run(mount, check=False, capture_output=True).returncode == 0:
         try:
             yield folder

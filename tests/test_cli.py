@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 import pytest
 from cli_helpers import COMMAND, Capture, cli, done, error_of, snapshot, tiny_build, unchanged
-from conftest import GOLDEN, TINY, any_architecture
+from conftest import ANY, GOLDEN, TINY, any_architecture
 
 import edifice_export as ee
 from edifice_reference.registry import ARCHITECTURES
@@ -26,8 +26,8 @@ COMMANDS = {
     "list": {"--json"},
     "build": set(),
     "verify": {"--provider", "--tolerance", "--every-prefix", "--json"},
-    "run": {"--input", "--output", "--stride", "--provider", "--threads", "--optimization", "--json"},
-    "inspect": {"--batch", "--sequence", "--json"},
+    "run": {"--input", "--output", "--stride", "--stream", "--provider", "--threads", "--optimization", "--json"},
+    "inspect": {"--batch", "--sequence", "--graph", "--json"},
     "convert": {"--architecture", "--names", "--option", "--json"},
     "doctor": {"--json"},
 }
@@ -145,7 +145,7 @@ def test_build_into_the_working_folder(capfd: Capture, tmp_path: Path, monkeypat
 
 
 def test_build_without_meta_tokens(capfd: Capture, tmp_path: Path) -> None:
-    done(capfd, *tiny_build("hymba", "--num-meta-tokens=0", f"--output={tmp_path / 'bot'}"))
+    done(capfd, *tiny_build("hymba", "--num-meta-tokens=0", "--graph=window", f"--output={tmp_path / 'bot'}"))
     assert ee.verify(tmp_path / "bot").passed
 
 
@@ -156,7 +156,8 @@ def test_build_with_edifice_weights(capfd: Capture, tmp_path: Path, monkeypatch:
     assert re.fullmatch(
         r"built exported/hymba: hymba, edifice numerics, opset 20\n"
         r"verified: ONNX Runtime agrees with the float64 reference in \d+ cases, every prefix length of the window "
-        r"among them; largest error \d\.\de-\d+\n",
+        r"among them; largest error \d\.\de-\d+\n"
+        r"followed as a stream, frame by frame, for 60 frames\n",
         lines,
     )
     built = ee.load("exported/hymba")
@@ -169,12 +170,18 @@ def test_verify(capfd: Capture, bundle: ee.Bundle) -> None:
     with unchanged(bundle.path):
         text = done(capfd, "verify", bundle.path, "--every-prefix").out
     assert "prefix lengths verified: 7 of 7\n" in text
+    assert "followed as a stream, frame by frame, for 70 frames\n" in text
     assert re.search(r"^ok: (\d+) of \1 cases agree with the float64 reference; largest error", text, re.MULTILINE)
     report = json.loads(done(capfd, "verify", bundle.path, "--provider", "cpu", "--tolerance", "1e-3", "--json").out)
     assert (report["passed"], report["providers"], report["tolerance"]) == (True, ["cpu"], 1e-3)
-    lengths = {(case["batch"], case["length"]) for case in report["cases"] if case["source"] == "reference"}
-    assert lengths >= {(batch, length) for batch in (1, 2, 5) for length in range(1, 8)}
-    assert report["cases"] == sorted(report["cases"], key=lambda case: -case["max_abs"] / case["limit"])
+    lengths = {
+        (case["graph"], case["batch"], case["length"]) for case in report["cases"] if case["source"] == "reference"
+    }
+    assert lengths >= {("window", batch, length) for batch in (1, 2, 5) for length in range(1, 8)}
+    assert lengths >= {("stream", 1, length) for length in range(1, 71)}
+    # What must be equal has no limit to divide by, and is equal.
+    assert all(case["max_abs"] == 0 for case in report["cases"] if case["limit"] == 0)
+    assert report["cases"] == sorted(report["cases"], key=lambda case: -case["max_abs"] / (case["limit"] or 1))
     assert report["amplified"] == 0
 
 
@@ -348,3 +355,23 @@ def test_signal(tmp_path: Path, bundle: ee.Bundle, number: signal.Signals, momen
             out, err = process.communicate(timeout=120)
     assert (process.returncode, out) == (130, "")
     assert re.fullmatch(r"error: interrupted[^\n]*\n", err)
+
+
+def test_an_interrupt_that_a_library_catches_stops_the_build_too(tmp_path: Path) -> None:
+    script = """
+        import signal, sys
+        from edifice_export import cli, export
+        real = export.write_all_test_data
+        def catching(*arguments):
+            try:
+                signal.raise_signal(signal.SIGINT)
+            except KeyboardInterrupt:
+                return real(*arguments)
+        export.write_all_test_data = catching
+        cli.main(sys.argv[1:])
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script), *tiny_build(ANY, "--graph=window")]
+    with unchanged(tmp_path):
+        result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120)
+    assert (result.returncode, result.stdout) == (130, "")
+    assert result.stderr == "error: interrupted; nothing was written\n"

@@ -91,7 +91,7 @@ def test_names_that_are_nobodys_are_refused() -> None:
 @pytest.mark.parametrize("path", CONTAINERS, ids=lambda path: path.name)
 def test_every_container_builds_edifices_model(path: Path, tmp_path: Path) -> None:
     given: dict[str, Any] = {} if path.name in STATED else {"num_heads": 4, "window_size": 10}
-    bundle = ee.build("hymba", weights=path, output=tmp_path / "b", **given)
+    bundle = ee.build("hymba", weights=path, graph="window", output=tmp_path / "b", **given)
     _, example = load_case(GOLDEN / "hymba_small.safetensors")
     found = ee.load(bundle)(example["state_sequence"].numpy())
     assert np.abs(found - example["output"].numpy()).max() < 1e-5
@@ -232,7 +232,8 @@ def test_every_architecture_builds_from_every_container(name: str, suffix: str, 
     ee.convert(GOLDEN / f"{name}.safetensors", weights)
     given = {"window_size": 10} | {name: getattr(model.config, name) for name in UNTOLD[architecture]}
     stated = suffix == ".nx"
-    bundle = ee.build(architecture, weights=weights, output=tmp_path / "b", **({} if stated else given))
+    options = {} if stated else given
+    bundle = ee.build(architecture, weights=weights, graph="window", output=tmp_path / "b", **options)
     found = ee.load(bundle)(example["state_sequence"].numpy())
     assert np.abs(found - example["output"].numpy()).max() < 1e-5
     assert (bundle.manifest.numerics, bundle.manifest.options["window_size"]) == ("edifice", 10)
@@ -281,12 +282,13 @@ def test_nothing_is_stated_that_nobody_said(tmp_path: Path) -> None:
     done = ee.convert(tmp_path / "raw.axon", tmp_path / "bot.safetensors")
     assert done.options is not None
     assert not {"window_size", "dropout"} & done.options.keys()
-    bundle = ee.build("h3", weights=tmp_path / "bot.safetensors", window_size=10, output=tmp_path / "b")
+    output = tmp_path / "b"
+    bundle = ee.build("h3", weights=tmp_path / "bot.safetensors", window_size=10, graph="window", output=output)
     assert bundle.manifest.options["window_size"] == 10
     with pytest.raises(ee.RequestError, match=r"window_size 11 contradicts .* made with window_size 10"):
-        ee.build("h3", weights=GOLDEN / "h3_small.safetensors", window_size=11, output=tmp_path / "b")
+        ee.build("h3", weights=GOLDEN / "h3_small.safetensors", window_size=11, output=output)
     with pytest.raises(ee.RequestError, match="order 3 contradicts"):
-        ee.build("hyena", weights=GOLDEN / "hyena_small.safetensors", order=3, output=tmp_path / "b")
+        ee.build("hyena", weights=GOLDEN / "hyena_small.safetensors", order=3, output=output)
 
 
 def test_a_change_of_numerics_is_said(capfd: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,7 +31,7 @@ each_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES.values
 
 @pytest.mark.parametrize("path", CASES, ids=lambda path: path.stem)
 def test_edifices_weights_give_edifices_output(path: Path, tmp_path: Path) -> None:
-    bundle = ee.build(architecture_of(path), weights=path, output=tmp_path / "b")
+    bundle = ee.build(architecture_of(path), weights=path, graph="window", output=tmp_path / "b")
     _, example = load_case(path)
     found = ee.load(bundle)(example["state_sequence"].numpy())
     assert np.abs(found - example["output"].numpy()).max() < 1e-5
@@ -68,7 +68,7 @@ def test_test_data_is_the_float64_references(bundle: ee.Bundle) -> None:
 
     reference = reference_of(bundle).double()
     lengths = []
-    for _, inputs, outputs in bundle.test_data():
+    for _, inputs, outputs in bundle.test_data("window"):
         (x,), (y,) = inputs.values(), outputs.values()
         with torch.no_grad():
             expected = reference(torch.tensor(x, dtype=torch.float64)).float().numpy()
@@ -81,15 +81,16 @@ def test_test_data_is_the_float64_references(bundle: ee.Bundle) -> None:
 def test_a_build_is_reproducible(bundle: ee.Bundle, tmp_path: Path) -> None:
     again = ee.build(bundle.manifest.architecture, output=tmp_path / "again", seed=1, **TINY)
     assert again.manifest == bundle.manifest
-    other = ee.build(bundle.manifest.architecture, output=tmp_path / "other", seed=2, **TINY)
+    other = ee.build(bundle.manifest.architecture, output=tmp_path / "other", seed=2, graph="window", **TINY)
     assert other.manifest.files["weights.safetensors"] != bundle.manifest.files["weights.safetensors"]
 
 
 def test_a_bundles_own_weights_build_the_same_bundle(bundle: ee.Bundle, tmp_path: Path) -> None:
-    rebuilt = ee.build(
-        bundle.manifest.architecture, weights=bundle.file("weights.safetensors"), seed=1, output=tmp_path / "rebuilt"
-    )
-    assert rebuilt.manifest.files == bundle.manifest.files
+    weights, output = bundle.file("weights.safetensors"), tmp_path / "rebuilt"
+    rebuilt = ee.build(bundle.manifest.architecture, weights=weights, seed=1, graph="window", output=output)
+    of_stream = ("stream/", "prefill/")
+    files = {name: entry for name, entry in bundle.manifest.files.items() if not name.startswith(of_stream)}
+    assert rebuilt.manifest.files == files
     assert rebuilt.manifest.options == bundle.manifest.options
 
 
@@ -119,7 +120,8 @@ def test_weights_without_metadata_tell_their_options(form: str, bundle: ee.Bundl
     with pytest.raises(ee.RequestError, match=r"hidden_size 16 contradicts .* tensors whose shapes say hidden_size 8"):
         ee.build(known.name, weights=bare, output=tmp_path / "b", **given, hidden_size=16)
     assert not (tmp_path / "b").exists()
-    built = ee.build(known.name, weights=bare, output=tmp_path / "b", seed=1, **{**given, "window_size": 7})
+    given |= {"window_size": 7}
+    built = ee.build(known.name, weights=bare, output=tmp_path / "b", seed=1, graph="window", **given)
     assert built.manifest.numerics == ("standard" if form == "own" else "edifice")
     assert built.manifest.options == bundle.manifest.options
     theirs = load_file(built.file("weights.safetensors"))
@@ -139,7 +141,8 @@ def test_odd_options(architecture: Architecture, numerics: str, tmp_path: Path) 
     for options in (least, more):
         options = {name: value for name, value in options.items() if name in names}
         output = tmp_path / str(options["window_size"])
-        bundle = ee.build(architecture.name, output=output, numerics=numerics, seed=3, **options)
+        graph = "both" if numerics == "standard" else "window"
+        bundle = ee.build(architecture.name, output=output, numerics=numerics, graph=graph, seed=3, **options)
         assert bundle.manifest.parity["prefixes"] == options["window_size"]
         assert bundle.manifest.parity["max_rel"] < 1e-5
 
@@ -154,8 +157,10 @@ def test_param_count_is_the_references_and_inspect_shows_it(bundle: ee.Bundle) -
 
 def test_h3_says_how_far_its_recurrence_is_from_the_exact_one(tmp_path: Path) -> None:
     path = GOLDEN / "h3_long64.safetensors"
-    kept = ee.build("h3", weights=path, output=tmp_path / "edifice")
-    exact = ee.build("h3", weights=path, numerics="standard", output=tmp_path / "standard")
+    kept, exact = (
+        ee.build("h3", weights=path, numerics=numerics, graph="window", output=tmp_path / numerics)
+        for numerics in ("edifice", "standard")
+    )
     report = ee.verify(kept)
     assert kept.manifest.parity["recurrence_gap"] == report.recurrence_gap
     assert exact.manifest.parity["recurrence_gap"] is None is ee.verify(exact).recurrence_gap
@@ -170,7 +175,7 @@ def test_h3_says_how_far_its_recurrence_is_from_the_exact_one(tmp_path: Path) ->
 
 def test_a_graph_holds_hyenas_filters_and_not_the_network_that_makes_them(tmp_path: Path) -> None:
     path = GOLDEN / "hyena_small.safetensors"
-    bundle = ee.build("hyena", weights=path, output=tmp_path / "b")
+    bundle = ee.build("hyena", weights=path, graph="window", output=tmp_path / "b")
     model = onnx.load(bundle.file("window/model.onnx"))
     held = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
     filters = {name: shape for name, shape in held.items() if "filters" in name}
@@ -193,7 +198,7 @@ def read_metadata(bundle: ee.Bundle) -> dict[str, str]:
 
 def test_more_frames_than_a_window_that_binds_are_refused(tmp_path: Path) -> None:
     """By load and run, by inspect, and by the graph itself."""
-    bundle = ee.build("hyena", output=tmp_path / "b", **TINY)
+    bundle = ee.build("hyena", graph="window", output=tmp_path / "b", **TINY)
     assert bundle.manifest.graphs["window"].max_sequence == 7
     model = ee.load(bundle)
     for shape in ((8, 6), (2, 8, 6), (1, 100, 6)):
@@ -210,7 +215,7 @@ def test_more_frames_than_a_window_that_binds_are_refused(tmp_path: Path) -> Non
 
 def test_numerics_can_be_chosen_against_the_weights_origin(tmp_path: Path) -> None:
     path = GOLDEN / "hymba_tinyvar.safetensors"
-    standard = ee.build("hymba", weights=path, numerics="standard", output=tmp_path / "standard")
+    standard = ee.build("hymba", weights=path, numerics="standard", graph="window", output=tmp_path / "standard")
     assert standard.manifest.numerics == "standard"
     _, example = load_case(path)
     found = ee.load(standard)(example["state_sequence"].numpy())
@@ -231,7 +236,9 @@ def test_hymba_options_that_change_the_graph(tmp_path: Path) -> None:
         )
     ):
         numerics = NUMERICS[index % 2]
-        bundle = ee.build("hymba", output=tmp_path / str(index), numerics=numerics, **{**TINY, **options})
+        graph = "both" if "meta_propagation" in options else "window"
+        options = {**TINY, **options}
+        bundle = ee.build("hymba", output=tmp_path / str(index), numerics=numerics, graph=graph, **options)
         assert bundle.manifest.parity["prefixes"] == bundle.manifest.window_size
 
 
@@ -245,7 +252,7 @@ def test_meta_propagation_refuses_edifices_weights(tmp_path: Path) -> None:
         ee.RequestError, match=r"meta_propagation True contradicts .* shapes say meta_propagation False"
     ):
         ee.build("hymba", weights=bare, meta_propagation=True, num_heads=4, output=tmp_path / "b")
-    propagated = ee.build("hymba", meta_propagation=True, output=tmp_path / "p", **TINY)
+    propagated = ee.build("hymba", meta_propagation=True, graph="window", output=tmp_path / "p", **TINY)
     with pytest.raises(ee.RequestError, match="meta_tokens of hymba has no counterpart in Edifice"):
         ee.to_edifice(load_file(propagated.file("weights.safetensors")), "hymba")
 
@@ -253,8 +260,9 @@ def test_meta_propagation_refuses_edifices_weights(tmp_path: Path) -> None:
 def test_large_models_keep_their_weights_beside_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("edifice_export.bundle.EXTERNAL_DATA_THRESHOLD", 1000)
     bundle = ee.build("hymba", output=tmp_path / "large", **{**TINY, "hidden_size": 32})
-    assert "window/model.onnx.data" in bundle.manifest.files
-    assert bundle.manifest.files["window/model.onnx.data"].size > bundle.manifest.files["window/model.onnx"].size
+    for graph in ("window", "stream", "prefill"):
+        model = f"{graph}/model.onnx"
+        assert bundle.manifest.files[f"{model}.data"].size > bundle.manifest.files[model].size
     assert ee.verify(tmp_path / "large").passed
     (tmp_path / "large/window/model.onnx.data").write_bytes(
         b"\0" * bundle.manifest.files["window/model.onnx.data"].size
@@ -268,7 +276,7 @@ def test_a_failure_with_external_data_is_diagnosed_too(
     bundle: ee.Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("edifice_export.bundle.EXTERNAL_DATA_THRESHOLD", 1000)
-    large = ee.build(bundle.manifest.architecture, output=tmp_path / "large", **TINY)
+    large = ee.build(bundle.manifest.architecture, graph="window", output=tmp_path / "large", **TINY)
     assert ee.verify(large, tolerance=1e-12).departure is not None
 
 
@@ -282,8 +290,9 @@ def test_requests_out_of_range_are_refused(options: dict[str, object], tmp_path:
 @pytest.mark.parametrize("opset", [18, 23, 25])
 def test_other_opsets(opset: int, tmp_path: Path) -> None:
     bundle = ee.build("hymba", output=tmp_path / "b", opset=opset, **TINY)
-    model = onnx.load(bundle.file("window/model.onnx"))
-    assert {entry.domain: entry.version for entry in model.opset_import}[""] == opset
+    for graph in bundle.manifest.graphs.values():
+        model = onnx.load(bundle.file(graph.model))
+        assert {entry.domain: entry.version for entry in model.opset_import}[""] == opset
 
 
 @pytest.mark.slow
@@ -341,5 +350,6 @@ def test_models_are_exact_over_thousands_of_frames(
                 tensor.mul_(10)
     save_file(model.state_dict(), tmp_path / "w.safetensors")
     given = {**untold(architecture), "window_size": 7}
-    bundle = ee.build(name, weights=tmp_path / "w.safetensors", numerics=numerics, output=tmp_path / "b", **given)
+    given |= {"graph": "window", "output": tmp_path / "b"}
+    bundle = ee.build(name, weights=tmp_path / "w.safetensors", numerics=numerics, **given)
     exact_over_thousands_of_frames(bundle)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import textwrap
 import zipfile
 from pathlib import Path
 
@@ -19,6 +20,10 @@ SAMPLE = ROOT / "exported/hymba_tiny"
 
 ABSENT = ("torch", "onnxscript", "onnx_ir", "safetensors")
 """What a slim deployment leaves out."""
+
+
+SETS = {"window": 2, "stream": 3, "prefill": 2}
+"""How many test data sets each graph of the sample has."""
 
 
 def command(python: str | Path, *arguments: str | Path, path: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -47,13 +52,19 @@ def check_every_verb(python: str | Path, folder: Path, path: Path | None = None)
     report = json.loads(verified.stdout)
     assert report["passed"]
     assert report["reference"] == "test data"
-    assert len(report["cases"]) == 2 * len(report["providers"])
+    sources = [case["source"] for case in report["cases"]]
+    data = [f"{graph}/test_data_set_{index}" for graph, sets in SETS.items() for index in range(sets)]
+    assert sorted(sources) == sorted([*data, "stream/test_sequence"] * len(report["providers"]))
     assert "needs torch" in command(python, "verify", SAMPLE, path=path).stdout
 
     np.save(folder / "x.npy", np.ones((20, 8), np.float32))
     ran = command(python, "run", SAMPLE, "--input", folder / "x.npy", "--output", folder / "y.npy", path=path)
     assert ran.returncode == 0, ran.stderr
     assert np.load(folder / "y.npy").shape == (9, 16)
+    arguments = ("run", SAMPLE, "--stream", "--input", folder / "x.npy", "--output", folder / "y.npy")
+    streamed = command(python, *arguments, path=path)
+    assert streamed.returncode == 0, streamed.stderr
+    assert np.load(folder / "y.npy").shape == (20, 16)
 
     inspected = command(python, "inspect", SAMPLE, "--json", path=path)
     assert json.loads(inspected.stdout)["functions"]
@@ -79,6 +90,29 @@ def test_the_api_says_what_to_install(without_torch: Path) -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, env={"PYTHONPATH": str(without_torch)}, check=True
     )
     assert "pip install torch" in done.stdout
+
+
+def test_a_stream_goes_back_without_safetensors_and_its_states_need_it(without_torch: Path, tmp_path: Path) -> None:
+    code = f"""
+        import numpy as np, edifice_export as ee
+        stream = ee.load({str(SAMPLE)!r}).stream()
+        stream.step(np.ones(8, np.float32))
+        stream.rewind(1)
+        for act in (stream.save, stream.load):
+            try:
+                act({str(tmp_path / "state")!r})
+            except ee.RequestError as error:
+                print(error)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        capture_output=True,
+        text=True,
+        env={"PYTHONPATH": str(without_torch)},
+        check=True,
+    )
+    assert done.stdout.count("install it with `pip install safetensors`") == 2
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_wrong_output_fails_without_torch_too(without_torch: Path) -> None:

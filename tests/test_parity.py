@@ -27,7 +27,7 @@ from edifice_export.bundle import hash_files
 from edifice_export.functions.domain import EDIFICE, op
 from edifice_export.manifest import MANIFEST
 from edifice_export.parity import EVERY_PREFIX, prefix_lengths
-from edifice_export.report import Report
+from edifice_export.report import Report, compare
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def report(bundle: ee.Bundle) -> Report:
 
 def test_every_prefix_batch_seed_and_magnitude_is_covered(report: Report) -> None:
     window = TINY["window_size"]
-    cases = [case for case in report.cases if case.source == "reference"]
+    cases = [case for case in report.cases if case.graph == "window" and case.source == "reference"]
     for batch in (1, 2, 5):
         lengths = {case.length for case in cases if case.batch == batch and case.magnitude == 1}
         assert lengths >= set(range(1, window + 1))
@@ -48,7 +48,7 @@ def test_every_prefix_batch_seed_and_magnitude_is_covered(report: Report) -> Non
     assert min(magnitudes) <= 1e-20
     assert max(magnitudes) >= 1e6
     assert report.prefixes == window
-    assert {case.source for case in report.cases} == {
+    assert {case.source for case in report.cases if case.graph == "window"} == {
         "reference", "window/test_data_set_0", "window/test_data_set_1"
     }  # fmt: skip
 
@@ -154,11 +154,11 @@ def test_a_graph_that_is_wrong_except_at_the_last_token_of_one_length_fails(
     """The classic mistake: right at the length it was tested with, wrong at others."""
 
     @script(EDIFICE, default_opset=op)
-    def SelectiveScan(x, delta, a, b, c):  # type: ignore[no-untyped-def]  # noqa: N802
+    def SelectiveScan(x, delta, a, b, c, initial):  # type: ignore[no-untyped-def]  # noqa: N802
         rates = op.Transpose(a, perm=[1, 0])
         shape = op.Concat(op.Shape(x, start=0, end=1), op.Shape(a, start=1, end=2), op.Shape(x, start=2, end=3), axis=0)
         seven = op.CastLike(op.Equal(op.Shape(x, start=1, end=2), [7]), x)
-        initial = op.CastLike(op.ConstantOfShape(shape), x) + (seven - op.CastLike([1.0], x))
+        start = op.Expand(initial, shape) + (seven - op.CastLike([1.0], x))
 
         @graph()
         def step(h, x_t, delta_t, b_t, c_t):  # type: ignore[no-untyped-def]
@@ -168,15 +168,15 @@ def test_a_graph_that_is_wrong_except_at_the_last_token_of_one_length_fails(
             h_out = op.Identity(h_next)
             return h_out, y_t
 
-        _, y = op.Scan(
-            initial, x, delta, b, c,
+        final, y = op.Scan(
+            start, x, delta, b, c,
             body=step, num_scan_inputs=4, scan_input_axes=[1, 1, 1, 1], scan_output_axes=[1],
         )  # fmt: skip
-        return y
+        return y, final
 
-    monkeypatch.setitem(functions.LOWERINGS, "SelectiveScan", SelectiveScan)
+    monkeypatch.setitem(functions.LOWERINGS, "SelectiveScan", functions.Lowerings((SelectiveScan,)))
     with pytest.raises(ee.CheckError) as caught:
-        ee.build("hymba", output=tmp_path / "wrong", **TINY)
+        ee.build("hymba", graph="window", output=tmp_path / "wrong", **TINY)
     assert "blocks.0.mamba/selective_scan (edifice::SelectiveScan)" in str(caught.value)
     assert list(tmp_path.iterdir()) == []
 
@@ -187,7 +187,8 @@ def test_tolerance_decides_and_is_remembered(tmp_path: Path, bundle: ee.Bundle) 
     assert not strict.passed
     assert strict.float32_error is not None
     assert "larger --tolerance" in strict.summary() or strict.float32_error <= strict.worst.limit
-    loose = ee.build(bundle.manifest.architecture, output=tmp_path / "loose", tolerance=1e-3, **TINY)
+    options = {"tolerance": 1e-3, "graph": "window", **TINY}
+    loose = ee.build(bundle.manifest.architecture, output=tmp_path / "loose", **options)
     assert ee.verify(loose).tolerance == 1e-3
     for wrong in (0.0, -1.0, math.nan, math.inf):
         with pytest.raises(ee.RequestError, match="tolerance"):
@@ -208,9 +209,10 @@ def test_tolerance_decides_and_is_remembered(tmp_path: Path, bundle: ee.Bundle) 
     ],
 )
 def test_what_is_not_finite_must_be_the_same(found: list[float], expected: list[float], agrees: bool) -> None:
-    sweep = parity._Sweep(1, 0, 1.0, [1])
+    described = {"graph": "window", "provider": "cpu", "source": "reference"}
+    described |= {"batch": 1, "length": 1, "seed": 0, "magnitude": 1.0}
     arrays = np.array([found], np.float32), np.array([expected])
-    assert parity._compare(*arrays, 1e-5, "cpu", "reference", 1, sweep).passed is agrees
+    assert compare(*arrays, 1e-5, **described).passed is agrees
 
 
 def test_a_report_without_cases_has_not_passed(report: Report) -> None:
@@ -298,7 +300,7 @@ def amplifying(tmp_path: Path) -> Path:
 
 
 def test_what_float32_cannot_reach_is_counted_and_held_to_torchs_own_error(tmp_path: Path) -> None:
-    bundle = ee.build("h3", weights=amplifying(tmp_path), output=tmp_path / "b")
+    bundle = ee.build("h3", weights=amplifying(tmp_path), graph="window", output=tmp_path / "b")
     report = ee.verify(bundle)
     beyond = [case for case in report.cases if case.max_abs > case.limit]
     assert 0 < len(beyond) == report.amplified == bundle.manifest.parity["amplified"] <= len(report.cases) / 4
