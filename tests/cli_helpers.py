@@ -148,14 +148,14 @@ def forge(bundle: Path, name: str, content: bytes) -> None:
 
 
 def trace_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Takes the slowest step of builds (with fresh weights) once for all tests; linking does not change its result."""
+    """Takes the slowest step of builds (with fresh weights) once for all tests; what follows gets a copy."""
     real = trace.trace
 
     def cached(model: Any, *arguments: Any) -> Any:
         key = model.config, model.numerics, *arguments
         if key not in GRAPHS:
             GRAPHS[key] = real(model, *arguments)
-        return GRAPHS[key]
+        return GRAPHS[key].clone()
 
     monkeypatch.setattr(trace, "trace", cached)
 

@@ -29,5 +29,5 @@ def test_the_committed_sample_is_what_is_built_today(tmp_path: Path) -> None:
 
 
 def test_the_committed_sample_is_small_and_verified() -> None:
-    assert sum(path.stat().st_size for path in SAMPLE.rglob("*") if path.is_file()) < 200_000
+    assert sum(path.stat().st_size for path in SAMPLE.rglob("*") if path.is_file()) < 600_000
     assert ee.verify(SAMPLE).passed

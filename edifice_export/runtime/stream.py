@@ -34,6 +34,9 @@ _MAX_BINDINGS = 4096
 _PIECE = 1024
 """Frames that are handed over at once when a longer history is prefilled, unless the window is longer."""
 
+_MAX_POSITION = 2**62
+"""Frames that no stream has seen; counting on from there would not overflow for as long again."""
+
 _FORMAT = "edifice-export stream state 1"
 
 
@@ -261,7 +264,8 @@ class Stream:
                     f"state {path}: {state.name} should be {state.dtype} {list(shape)} for this stream, found "
                     f"{tensor.dtype} {list(tensor.shape)}"
                 )
-            if not np.isfinite(tensor).all() or (tensor.dtype == np.int64 and tensor.min() < 0):
+            counted = tensor.dtype == np.int64
+            if not np.isfinite(tensor).all() or (counted and not 0 <= tensor.min() <= tensor.max() <= _MAX_POSITION):
                 raise RequestError(f"state {path}: {state.name} holds numbers that no stream has; the file is damaged")
 
     def _advance(self, after: _State) -> None:
