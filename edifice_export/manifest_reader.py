@@ -184,6 +184,7 @@ def _check_graphs(manifest: Manifest, reader: _Reader) -> None:
         if not graph.test_data:
             raise reader.error(f"the {name} graph has no test_data")
         _check_signature(manifest, reader, name, graph)
+        _check_test_sequence(reader, name, graph)
 
 
 def _check_signature(manifest: Manifest, reader: _Reader, name: str, graph: GraphEntry) -> None:
@@ -201,6 +202,21 @@ def _check_signature(manifest: Manifest, reader: _Reader, name: str, graph: Grap
                 f"the {name} graph's {kind}s should be {', '.join(map(str, wanted))}, found "
                 f"{', '.join(map(str, tensors)) or 'nothing'}"
             )
+
+
+def _check_test_sequence(reader: _Reader, name: str, graph: GraphEntry) -> None:
+    """Refuses a longer test that is not one of frames and the output at each."""
+    entry = graph.test_sequence
+    if entry is None:
+        return
+    first = (graph.inputs[0], graph.outputs[0])
+    wanted = [dataclasses.replace(spec, shape=(BATCH, SEQUENCE, spec.shape[-1])) for spec in first]
+    found = [*entry.inputs, *entry.outputs]
+    if name != "stream" or found != wanted:
+        raise reader.error(
+            f"the test_sequence of the {name} graph should be {', '.join(map(str, wanted))} of a stream, and is "
+            f"{', '.join(map(str, found))}"
+        )
 
 
 def _parse_graph(reader: _Reader) -> GraphEntry:

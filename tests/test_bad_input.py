@@ -42,6 +42,7 @@ INTEGERS = [
     if type(field.default) is int
 ]
 OF_BUNDLE = {"verify": "verify bot", "run": "run bot --input=x.npy --output=y.npy", "inspect": "inspect bot"}
+EVERYTHING = {**OF_BUNDLE, "stream": "run bot --stream --input=x.npy --output=y.npy"}
 REQUESTS = {"build": " ".join(tiny_build(ANY)), **OF_BUNDLE}
 
 
@@ -300,6 +301,55 @@ PLACES: list[tuple[str | int, ...]] = [
     *(("files", MODEL, field.name) for field in dataclasses.fields(FileEntry)),
     ("options", "window_size"),
 ]
+STATE, POSITION, STREAM = ("states", 0), ("states", 8, "initial"), ("graphs", "stream")
+SEQUENCE = (*STREAM, "test_sequence")
+BAD_STREAMS: list[tuple[tuple[str | int, ...], Any, str]] = [
+    (STATE, REMOVED, "the stream graph's inputs should be"),
+    (STATE, None, "a tensor of the manifest is not a JSON object"),
+    (("states",), [], "the states should be those of a stream graph"),
+    (("states",), {}, "'states'"),
+    *(((*STATE, name), REMOVED, repr(name)) for name in ("name", "dtype", "shape")),
+    *(((*STATE, name), None, repr(name)) for name in ("name", "dtype", "shape")),
+    ((*STATE, "name"), "0.other", "the stream graph's inputs should be"),
+    ((*STATE, "name"), "0.conv", "each once"),
+    ((*STATE, "dtype"), "float99", "the state 0.ssm should be float32 or int64, and is 'float99'"),
+    ((*STATE, "dtype"), "float64", "the state 0.ssm should be float32 or int64, and is 'float64'"),
+    ((*STATE, "shape"), ["batch", 17, 16], "the stream graph's inputs should be"),
+    ((*STATE, "shape"), ["batch", "state", 16], "should be [batch, sizes]"),
+    ((*STATE, "shape"), [1, 16, 16], "should be [batch, sizes]"),
+    ((*STATE, "shape"), ["batch", 0, 16], "positive sizes"),
+    ((*STATE, "shape"), [], "positive sizes"),
+    *(
+        ((*STATE, "initial"), value, "the initial value of 0.ssm should be a number or a file, and is")
+        for value in (REMOVED, None, True, [0.0], {}, float("nan"), float("inf"), -1e39, 10**400)
+    ),
+    *(((*STATE, "initial"), path, repr(path)) for path in OUTSIDE),
+    ((*STATE, "initial"), "", "is not the path of a file"),
+    ((*STATE, "initial"), "stream/initial/0.ssm.pb", "'stream/initial/0.ssm.pb' is used and not listed"),
+    *((POSITION, value, "the initial value of 0.position should be") for value in (-1, 0.0, 0.5, 2**63, 10**30, None)),
+    (("graphs", "prefill"), REMOVED, "the graphs should be window, stream, prefill, or a part, and are window, stream"),
+    (STREAM, REMOVED, "the graphs should be window, stream, prefill, or a part, and are window, prefill"),
+    (("graphs", "other"), {}, "graphs 'other' lacks the field 'model'"),
+    (("graphs", "prefill", "inputs", 0, "name"), "frame", "the prefill graph's inputs should be state_sequence"),
+    ((*STREAM, "inputs", 0, "name"), "x", "the stream graph's inputs should be frame float32 [batch, 6], past.0.ssm"),
+    ((*STREAM, "inputs", 0, "shape"), ["batch", "sequence", 6], "the stream graph's inputs should be frame"),
+    ((*STREAM, "inputs", 0, "dtype"), "float16", "the stream graph's inputs should be frame float32"),
+    ((*STREAM, "outputs", 0, "shape"), ["batch", "size"], "the stream graph's outputs should be output"),
+    ((*STREAM, "inputs", 1), REMOVED, "the stream graph's inputs should be"),
+    ((*STREAM, "outputs", 2), REMOVED, "the stream graph's outputs should be"),
+    ((*STREAM, "outputs"), [], "the stream graph's outputs should be"),
+    ((*STREAM, "test_data"), [], "the stream graph has no test_data"),
+    ((*STREAM, "test_data"), ["window/test_data_set_0"], "is used and not listed"),
+    (SEQUENCE, [], "the test sequence of graphs 'stream' is not a JSON object"),
+    *(((*SEQUENCE, name), REMOVED, repr(name)) for name in ("folder", "inputs", "outputs")),
+    *(((*SEQUENCE, "folder"), path, repr(path)) for path in OUTSIDE),
+    ((*SEQUENCE, "folder"), "stream", "'stream/input_0.pb' is used and not listed"),
+    ((*SEQUENCE, "inputs"), [], "should have one input and one output"),
+    ((*SEQUENCE, "inputs", 0, "shape"), ["batch", "sequence", 7], "the test_sequence of the stream graph should be"),
+    ((*SEQUENCE, "outputs", 0, "shape"), ["batch", 8], "the test_sequence of the stream graph should be"),
+]
+"""What is wrong with a stream's part of a manifest."""
+
 BAD_MANIFESTS: list[tuple[tuple[str | int, ...], Any, str, Iterable[str]]] = [
     *((place, REMOVED, repr(place[-1]), OF_BUNDLE) for place in PLACES),
     *((place, None, repr(place[-1]), OF_BUNDLE) for place in PLACES if place[-1] != "max_sequence"),
@@ -322,6 +372,7 @@ BAD_MANIFESTS: list[tuple[tuple[str | int, ...], Any, str, Iterable[str]]] = [
     (("architecture",), "no_such", "no_such", ["verify"]),
     (("numerics",), "exact", "exact", ["verify"]),
     (("parity", "tolerance"), "much", "tolerance", ["verify"]),
+    *((place, value, says, EVERYTHING) for place, value, says in BAD_STREAMS),
 ]
 
 
@@ -337,7 +388,7 @@ def test_bad_manifest(
     capfd: Capture, bot: Path, command: str, place: tuple[str | int, ...], value: Any, expected: str
 ) -> None:
     helpers.edit_manifest(bot, place, value)
-    assert re.search(f"bundle bot: .*{re.escape(expected)}", refused(capfd, *OF_BUNDLE[command].split(), status=1))
+    assert re.search(f"bundle bot: .*{re.escape(expected)}", refused(capfd, *EVERYTHING[command].split(), status=1))
 
 
 @pytest.mark.parametrize(
