@@ -101,8 +101,11 @@ def verify(
     )
     if report.passed or reference is None:
         return report
-    # One that failed against the reference, if there is one: of graphs that differ it is not known which is wrong.
-    case, sequence = max(failed, key=lambda pair: (pair[0].source == "reference", pair[0].severity))
+    # One that failed against the reference, if there is one: of graphs that differ it is not known which is wrong, and
+    # of test data from a state not what led there.
+    case, sequence = max(
+        failed, key=lambda pair: (pair[0].source == "reference", pair[0].runs_from_the_start, pair[0].severity)
+    )
     return _diagnose(report, opened, reference, case, sequence)
 
 
@@ -292,9 +295,12 @@ def _diagnose(report: Report, bundle: Bundle, reference: Any, case: Case, sequen
     from .locate import first_departure
     from .reference_model import reference_of
 
-    departure = first_departure(bundle, reference, sequence, case.graph, case.provider, report.tolerance)
+    # A stream that goes wrong after a history may have been given a wrong state.
+    graphs = ["prefill", "stream"] if case.source == "after prefill" else [case.graph]
+    found = (first_departure(bundle, reference, sequence, graph, case.provider, report.tolerance) for graph in graphs)
+    departure = next((departure for departure in found if departure is not None), None)
     with torch.no_grad():
         expected = _outputs(reference, case.graph, torch.tensor(sequence).double())[:, -1]
-        found = _outputs(reference_of(bundle), case.graph, torch.tensor(sequence))[:, -1].double()
-    error = float((found - expected).abs().max())
+        rounded = _outputs(reference_of(bundle), case.graph, torch.tensor(sequence))[:, -1].double()
+    error = float((rounded - expected).abs().max())
     return dataclasses.replace(report, departure=departure, float32_error=error)

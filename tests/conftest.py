@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 import edifice_export as ee
+from edifice_export.bundle import open_bundle
 from edifice_reference.registry import ARCHITECTURES
 
 # Tiny models gain nothing from threads and lose much to them where several tests run at once; the same for commands
@@ -26,14 +28,22 @@ TINY: dict[str, Any] = {"embed_dim": 6, "hidden_size": 8, "num_layers": 2, "wind
 ANY = "hymba"
 """The architecture of tests to which it does not matter, such as those of a bundle's files."""
 
-BUNDLES: dict[str, ee.Bundle] = {}
+
+def built_once(name: str, tmp_path_factory: pytest.TempPathFactory, architecture: str, **options: Any) -> ee.Bundle:
+    """A bundle that all tests share, those of other processes too; tests that change one must copy it."""
+    root = tmp_path_factory.getbasetemp()
+    shared = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "bundles"
+    shared.mkdir(exist_ok=True)
+    with (shared / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (shared / name).exists():
+            ee.build(architecture, output=shared / name, seed=1, **options, **TINY)
+    return open_bundle(shared / name)
 
 
 def tiny_bundle(name: str, tmp_path_factory: pytest.TempPathFactory) -> ee.Bundle:
-    """A tiny bundle of an architecture, built once; tests that change one must copy it."""
-    if name not in BUNDLES:
-        BUNDLES[name] = ee.build(name, output=tmp_path_factory.mktemp("bundles") / name, seed=1, **TINY)
-    return BUNDLES[name]
+    """The tiny bundle of an architecture, with all graphs."""
+    return built_once(name, tmp_path_factory, name)
 
 
 @pytest.fixture(scope="session", params=list(ARCHITECTURES))
@@ -46,6 +56,12 @@ def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 def any_bundle(tmp_path_factory: pytest.TempPathFactory) -> ee.Bundle:
     """The tiny bundle of ANY."""
     return tiny_bundle(ANY, tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def primed(tmp_path_factory: pytest.TempPathFactory) -> ee.Bundle:
+    """A stream whose meta tokens go through every block: its initial states are no constants."""
+    return built_once("primed", tmp_path_factory, "hymba", meta_propagation=True, graph="stream")
 
 
 any_architecture = pytest.mark.parametrize("bundle", [ANY], indirect=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from conftest import TINY
 
 import edifice_export as ee
+from edifice_export.manifest import FileEntry
 from edifice_export.reference_model import reference_of
 
 WIDTH, HIDDEN, WINDOW = (TINY[name] for name in ("embed_dim", "hidden_size", "window_size"))
@@ -57,3 +59,9 @@ def agrees(found: np.ndarray, wanted: np.ndarray, tolerance: float = 1e-5) -> bo
     """Whether two arrays differ by at most 1e-5, or 1e-5 of the largest number where that is above 1."""
     error = np.abs(found.astype(np.float64) - wanted).max()
     return found.shape == wanted.shape and bool(error <= tolerance * max(1.0, np.abs(wanted).max()))
+
+
+def with_other_weights(bundle: ee.Bundle) -> ee.Bundle:
+    """The bundle, as it would be if its weights were others."""
+    files = {**bundle.manifest.files, bundle.manifest.reference: FileEntry(1, "0" * 64)}
+    return dataclasses.replace(bundle, manifest=dataclasses.replace(bundle.manifest, files=files))

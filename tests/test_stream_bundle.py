@@ -195,12 +195,6 @@ def test_the_test_sequence_is_long_and_replays(bundle: ee.Bundle) -> None:
 # Meta tokens that go through every block: initial states that no number stands for
 
 
-@pytest.fixture(scope="module")
-def primed(tmp_path_factory: pytest.TempPathFactory) -> ee.Bundle:
-    folder = tmp_path_factory.mktemp("primed") / "b"
-    return ee.build("hymba", meta_propagation=True, graph="stream", output=folder, **TINY)
-
-
 def test_initial_states_are_files_where_no_number_stands_for_them(primed: ee.Bundle) -> None:
     plain, initial = Plain(primed.path), reference(primed).initial_state(1)
     for state in plain.states:
