@@ -48,6 +48,14 @@ class Bundle:
         """Where a file of the bundle is."""
         return self.path / name
 
+    def check(self, name: str) -> None:
+        """Checks again that a file is what the manifest says: a bundle may be built anew while it is open.
+
+        Raises:
+            CheckError: the file is missing or was changed.
+        """
+        _check_file(self.path, name, self.manifest.files[name])
+
     def test_data(self, graph: str) -> Iterator[tuple[str, dict[str, np.ndarray], dict[str, np.ndarray]]]:
         """Each test data set of a graph: its folder, its inputs and its outputs, by tensor name.
 
@@ -87,6 +95,7 @@ class Bundle:
         for spec in self.manifest.states:
             shape = tuple(batch if size == BATCH else int(size) for size in spec.shape)
             if isinstance(spec.initial, str):
+                self.check(spec.initial)
                 one = _read_tensor(self.file(spec.initial), TensorSpec(spec.name, spec.dtype, (1, *shape[1:])))
                 state[spec.name] = np.repeat(one, batch, axis=0)
             else:

@@ -112,7 +112,7 @@ def _build(
     if not isinstance(tolerance, (int, float)) or not 0 < tolerance < float("inf"):
         raise RequestError(f"tolerance must be a positive number, got {tolerance!r}")
     checkpoint = read_checkpoint(weights) if weights is not None else None
-    config = configure(architecture, checkpoint, options)
+    config = configure(architecture, checkpoint, options, stream="stream" in BUILDS[graph])
     numerics = numerics or (checkpoint.numerics if checkpoint is not None else "standard")
     if numerics not in NUMERICS:
         raise RequestError(f"numerics must be {' or '.join(NUMERICS)}, got {numerics!r}")

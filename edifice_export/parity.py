@@ -240,7 +240,8 @@ def _with_rounding(failed: Sequence[tuple[Case, np.ndarray]], bundle: Bundle) ->
     for case, sequence in sorted(failed, key=lambda pair: -pair[0].length):
         if math.isfinite(case.max_abs) and case.runs_from_the_start:
             # Of a stream, the longest case of a sequence tells of the others too.
-            shared = (case.batch, case.seed, case.magnitude, case.length if case.graph == "window" else 0)
+            alone = (case.source, case.length) if case.graph == "window" else ()
+            shared = (case.batch, case.seed, case.magnitude, *alone)
             if shared not in known:
                 known[shared] = _rounding(model, case, sequence)
             case = dataclasses.replace(case, rounding=float(known[shared][: case.length][-1]))

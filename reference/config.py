@@ -92,6 +92,9 @@ class Config(abc.ABC):
     window_binds: ClassVar[bool] = False
     """Whether the model is made for its window alone, so that a longer sequence can't be computed."""
 
+    stream_ends_with_window: ClassVar[bool] = False
+    """Whether a stream, which has no end, sees single frames of its window only: the window changes its output."""
+
     embed_dim: int = option(287, minimum=1, maximum=65_536, help="width of one input frame")
     hidden_size: int = option(256, minimum=1, maximum=16_384, help="width of the residual stream and of the output")
     num_layers: int = option(4, minimum=1, maximum=512, help="number of blocks")

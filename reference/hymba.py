@@ -30,7 +30,7 @@ Options (HymbaConfig):
     embed_dim          width of one frame; the projection to hidden_size is left out where they are equal
     hidden_size        width of the residual stream and of the output
     num_layers         blocks, one after the other
-    window_size        frames that a host feeds at once; any number can be computed
+    window_size        frames that a host feeds at once, of any number; those that attention sees in a stream
 
 References:
     Edifice.SSM.Hymba, whose block this is: each layer has its own learned meta keys and values.
@@ -42,7 +42,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -87,6 +87,8 @@ EDIFICE_NAMES = {
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class HymbaConfig(Config):
     """Options of Hymba, with the defaults of Edifice.SSM.Hymba.build/1."""
+
+    stream_ends_with_window: ClassVar[bool] = True
 
     state_size: int = option(16, minimum=1, maximum=1024, help="state of the selective scan, per channel")
     num_heads: int = option(4, minimum=1, maximum=1024, untold=True, help="attention heads; must divide hidden_size")

@@ -30,7 +30,7 @@ Options (SSTransformerConfig):
     embed_dim       width of one frame; the projection to hidden_size is left out where they are equal
     hidden_size     width of the residual stream and of the output
     num_layers      blocks, one after the other
-    window_size     frames that a host feeds at once; any number can be computed
+    window_size     frames that a host feeds at once, of any number; those that attention sees in a stream
 
 References:
     Edifice.SSM.SSTransformer, whose block this is.
@@ -42,7 +42,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -81,6 +81,8 @@ EDIFICE_NAMES = {
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SSTransformerConfig(Config):
     """Options of the State Space Transformer, with the defaults of Edifice.SSM.SSTransformer.build/1."""
+
+    stream_ends_with_window: ClassVar[bool] = True
 
     num_layers: int = option(6, minimum=1, maximum=512, help="number of blocks")
     dropout: float = option(0.1, minimum=0, below=1, help="dropout rate in training; inference has none")

@@ -16,11 +16,14 @@ from .checkpoint import Checkpoint
 __all__ = ["configure", "known_options", "own_metadata", "untold_options"]
 
 
-def configure(architecture: Architecture, checkpoint: Checkpoint | None, given: Mapping[str, Any]) -> Config:
+def configure(
+    architecture: Architecture, checkpoint: Checkpoint | None, given: Mapping[str, Any], stream: bool
+) -> Config:
     """The options of a model: what a checkpoint says or tells of them, and what was given besides.
 
     A checkpoint that states options was made with those, and with the defaults of the others. Of one that states none,
-    the shapes of the tensors tell most, and what they can't tell must be given.
+    the shapes of the tensors tell most, and what they can't tell must be given; for a `stream`, the window too where it
+    ends what attention sees.
 
     Raises:
         RequestError: the checkpoint is of another architecture; an option is unknown, contradicts the checkpoint, or is
@@ -30,7 +33,7 @@ def configure(architecture: Architecture, checkpoint: Checkpoint | None, given: 
     _check_given(architecture, checkpoint, given)
     if checkpoint is None:
         return architecture.config_class(**given)
-    untold = untold_options(architecture, checkpoint, given)
+    untold = untold_options(architecture, checkpoint, given, stream)
     if untold:
         flags = " ".join(f"--{name.replace('_', '-')}" for name in untold)
         raise RequestError(
@@ -54,12 +57,19 @@ def configure(architecture: Architecture, checkpoint: Checkpoint | None, given: 
     return config
 
 
-def untold_options(architecture: Architecture, checkpoint: Checkpoint, given: Mapping[str, Any]) -> list[str]:
-    """The options that change the output and that neither the checkpoint nor its shapes nor the caller says."""
+def untold_options(
+    architecture: Architecture, checkpoint: Checkpoint, given: Mapping[str, Any], stream: bool
+) -> list[str]:
+    """The options that change an output, of a window or a stream, and that neither file, shapes nor caller says."""
     if checkpoint.options is not None:
         return []
-    fields = dataclasses.fields(architecture.config_class)
-    return [field.name for field in fields if field.metadata["untold"] and field.name not in given]
+    config_class = architecture.config_class
+    windowed = {"window_size"} if stream and config_class.stream_ends_with_window else set()
+    return [
+        field.name
+        for field in dataclasses.fields(config_class)
+        if (field.metadata["untold"] or field.name in windowed) and field.name not in given
+    ]
 
 
 def known_options(architecture: Architecture, checkpoint: Checkpoint, given: Mapping[str, Any]) -> set[str]:

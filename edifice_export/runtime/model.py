@@ -112,7 +112,9 @@ class Model:
         """The session of a graph (see manifest.GRAPHS), opened when it is first asked for."""
         with self._opening:
             if name not in self._sessions:
-                session = open_session(self.bundle.file(self.bundle.manifest.graphs[name].model), *self._settings)
+                model = self.bundle.manifest.graphs[name].model
+                self.bundle.check(model)
+                session = open_session(self.bundle.file(model), *self._settings)
                 self._check_signature(name, session)
                 self._sessions[name] = session
             return self._sessions[name]

@@ -12,7 +12,7 @@ import tempfile
 from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import onnxruntime as ort
@@ -71,6 +71,7 @@ class Stream:
         # Other providers than the CPU's may take a copy when an input is bound, and go on with that.
         self._reads_in_place = short_name(step.get_providers()[0]) == "cpu"
         self._free: deque[_Buffers] = deque()
+        self._own: dict[int, _Buffers] = {}
         self._bindings: dict[tuple[int, int], ort.IOBinding] = {}
         self._input = np.zeros((batch, int(self.frame.shape[1])), np.float32)
         self._result = np.zeros((batch, int(self.output.shape[1])), np.float32)
@@ -84,6 +85,9 @@ class Stream:
     def rewindable(self) -> int:
         """By how many frames it can be rewound now."""
         return len(self._before)
+
+    def __reduce__(self) -> NoReturn:
+        _refuse_copy(self)
 
     def step(self, frame: np.ndarray) -> np.ndarray:
         """One frame on.
@@ -146,9 +150,12 @@ class Stream:
             self._current = self._initial
             self._before.clear()
             return
-        chosen = [entry for entry in entries if type(entry) is int or isinstance(entry, np.integer)]
-        if len(chosen) != len(entries) or not all(0 <= entry < self.batch for entry in chosen):
-            raise RequestError(f"entries must be integers from 0 to {self.batch - 1}, got {list(entries)}")
+        chosen = list(entries) if isinstance(entries, (Sequence, np.ndarray)) else [entries]
+        sound = isinstance(entries, (Sequence, np.ndarray)) and all(
+            (type(entry) is int or isinstance(entry, np.integer)) and 0 <= entry < self.batch for entry in chosen
+        )
+        if not sound:
+            raise RequestError(f"entries must be a list of integers from 0 to {self.batch - 1}, got {entries!r}")
         state, initial = self._download(self._current), self._download(self._initial)
         for name in state:
             state[name][chosen] = initial[name][chosen]
@@ -204,8 +211,12 @@ class Stream:
             RequestError: the file can't be written.
         """
         encode, _ = _safetensors()
-        data = encode(self._download(self._current), {"format": _FORMAT, **self._names()})
-        target = Path(path)
+        target, state = Path(path), self._download(self._current)
+        if not all(np.isfinite(tensor).all() for tensor in state.values()):
+            raise RequestError(
+                f"state {target}: is not finite: frames were too large for float32; reset, restore or rewind the stream"
+            )
+        data = encode(state, {"format": _FORMAT, **self._names()})
         try:
             with tempfile.TemporaryDirectory(prefix=".edifice-export-", dir=target.parent) as folder:
                 unfinished = Path(folder) / "state"
@@ -294,9 +305,9 @@ class Stream:
             binding.bind_ortvalue_input(self.frame.name, self._input_value)
             binding.bind_ortvalue_output(self.output.name, self._result_value)
             self._bind_states(binding, past, present)
-            # It keeps both sets alive, so that their ids are not given to others.
+            if id(past) not in self._own:
+                return binding  # a set of another stream, which may be gone soon
             self._bindings[key] = binding
-            binding.buffers = past, present
         return self._bindings[key]
 
     def _bind_states(self, binding: ort.IOBinding, past: _Buffers, present: _Buffers) -> None:
@@ -309,7 +320,9 @@ class Stream:
         try:
             return _State(self._free.popleft(), self._free)
         except IndexError:
-            return _State([self._allocate(state) for state in self._states], self._free)
+            buffers = [self._allocate(state) for state in self._states]
+            self._own[id(buffers)] = buffers
+            return _State(buffers, self._free)
 
     def _allocate(self, state: StateSpec) -> ort.OrtValue:
         shape = _sizes(state, self.batch)
@@ -328,10 +341,16 @@ class Stream:
 
 
 class Snapshot:
-    """The state of a stream at one moment: for restore of that stream or one of the same bundle, batch and device."""
+    """The state of a stream at one moment: for restore of that stream or one of the same bundle, batch and device.
+
+    It can't be copied, and need not: nothing changes it.
+    """
 
     def __init__(self, state: _State, identity: tuple[str, ...]) -> None:
         self.state, self.identity = state, identity
+
+    def __reduce__(self) -> NoReturn:
+        _refuse_copy(self)
 
 
 _Buffers = list[Any]
@@ -347,6 +366,14 @@ class _State:
 
     def __del__(self) -> None:
         self._free.append(self.buffers)
+
+    def __reduce__(self) -> NoReturn:
+        _refuse_copy(self)
+
+
+def _refuse_copy(what: object) -> NoReturn:
+    """Two of them would free, or write to, the same buffers."""
+    raise RequestError(f"a {type(what).__name__.strip('_')} can't be copied or pickled; use snapshot, or save and load")
 
 
 def _sizes(state: StateSpec, batch: int) -> tuple[int, ...]:
