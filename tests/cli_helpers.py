@@ -119,8 +119,9 @@ def furnish(bundle: Path) -> None:
     Path("notes").mkdir()
     Path("notes/todo.txt").write_text("mine")
     Path("link").symlink_to("notes")
-    for copy in ("bot", "mixed", "mixed_link", "damaged", "newer"):
-        shutil.copytree(bundle, copy)
+    shutil.copytree(bundle, "bot")
+    for copy in ("mixed", "mixed_link", "damaged", "newer"):
+        shutil.copytree(bundle, copy, ignore=shutil.ignore_patterns("stream", "prefill"))
     Path("mixed/window/.todo").write_text("mine")
     Path("mixed_link/window/notes").symlink_to(Path("notes").absolute())
     Path("damaged/manifest.json").write_text("{")

@@ -90,6 +90,8 @@ def test_bindings_are_bounded_however_many_snapshots_there_were(
         found.append(stream.step(sequence[:, t]))
         held.append(stream.snapshot())
         assert len(stream._bindings) <= 10
+        # Each keeps alive what it is known by: no other buffers can have their ids.
+        assert all(known_by == tuple(map(id, binding.buffers)) for known_by, binding in stream._bindings.items())
     assert agrees(np.stack(found, axis=1), expected(model.bundle, sequence))
 
 

@@ -25,11 +25,6 @@ from edifice_reference.layers import initialize as initialize_weights
 from edifice_reference.registry import ARCHITECTURES
 
 
-@pytest.fixture(scope="module")
-def model(bundle: ee.Bundle) -> ee.Model:
-    return ee.load(bundle, threads=1)
-
-
 # Everything at once
 
 
