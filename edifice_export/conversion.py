@@ -99,14 +99,14 @@ def convert(
             raise RequestError(
                 f"weights {source}: neither says its architecture nor has the names of one; give --architecture"
             )
-        unknown = untold_options(known, checkpoint, options, stream=True)
+        unknown = untold_options(known, checkpoint, options, stream=False)
         least = {
             field.name: field.metadata["minimum"]
             for field in dataclasses.fields(known.config_class)
             if field.name in unknown
         }
         # No shape depends on an option that no shape tells: any value will do for the check.
-        config = configure(known, checkpoint, {**options, **least}, stream=True)
+        config = configure(known, checkpoint, {**options, **least}, stream=False)
         names_of = check_against(make_empty(known, config), known, checkpoint)
     except OptionError as error:
         raise RequestError(str(error)) from error

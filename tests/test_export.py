@@ -95,10 +95,12 @@ def test_a_bundles_own_weights_build_the_same_bundle(bundle: ee.Bundle, tmp_path
 
 
 def untold(architecture: Architecture) -> dict[str, Any]:
-    """The options that no shape tells, as TINY and the defaults have them."""
+    """The options that no shape tells and that change an output, as TINY and the defaults have them."""
     config = architecture.config_class(**TINY)
-    fields = dataclasses.fields(config)
-    return {field.name: getattr(config, field.name) for field in fields if field.metadata["untold"]}
+    names = [field.name for field in dataclasses.fields(config) if field.metadata["untold"]]
+    if config.stream_ends_with_window:
+        names.append("window_size")
+    return {name: getattr(config, name) for name in names}
 
 
 @pytest.mark.parametrize("form", ["own", "slash", "dot"])
@@ -251,7 +253,7 @@ def test_meta_propagation_refuses_edifices_weights(tmp_path: Path) -> None:
     with pytest.raises(
         ee.RequestError, match=r"meta_propagation True contradicts .* shapes say meta_propagation False"
     ):
-        ee.build("hymba", weights=bare, meta_propagation=True, num_heads=4, output=tmp_path / "b")
+        ee.build("hymba", weights=bare, meta_propagation=True, num_heads=4, window_size=10, output=tmp_path / "b")
     propagated = ee.build("hymba", meta_propagation=True, graph="window", output=tmp_path / "p", **TINY)
     with pytest.raises(ee.RequestError, match="meta_tokens of hymba has no counterpart in Edifice"):
         ee.to_edifice(load_file(propagated.file("weights.safetensors")), "hymba")

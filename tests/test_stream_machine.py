@@ -24,7 +24,6 @@ import edifice_export as ee
 from edifice_reference.layers import initialize as initialize_weights
 from edifice_reference.registry import ARCHITECTURES
 
-
 # Everything at once
 
 

@@ -61,10 +61,11 @@ def untold_options(
     architecture: Architecture, checkpoint: Checkpoint, given: Mapping[str, Any], stream: bool
 ) -> list[str]:
     """The options that change an output, of a window or a stream, and that neither file, shapes nor caller says."""
-    if checkpoint.options is not None:
-        return []
     config_class = architecture.config_class
     windowed = {"window_size"} if stream and config_class.stream_ends_with_window else set()
+    if checkpoint.options is not None:
+        # What Edifice's files leave out had its default; a converted file may just not know.
+        return [] if checkpoint.is_edifice else sorted(windowed - {*checkpoint.options, *given})
     return [
         field.name
         for field in dataclasses.fields(config_class)

@@ -17,7 +17,7 @@ def check_array(array: np.ndarray, spec: TensorSpec) -> None:
         RequestError: names the tensor, what was expected and what was found.
     """
     if not isinstance(array, np.ndarray) or isinstance(array, np.ma.MaskedArray):
-        raise RequestError(f"{spec.name}: expected a plain numpy array {spec}, got {type(array).__name__}; convert it")
+        raise RequestError(f"{spec.name} should be a numpy array {spec}, got {type(array).__name__}; convert it")
     width = spec.shape[-1]
     expected = f"{spec} or [{', '.join(map(str, spec.shape[1:]))}]"
     if array.ndim not in (len(spec.shape), len(spec.shape) - 1) or array.shape[-1] != width:

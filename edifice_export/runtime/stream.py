@@ -155,7 +155,7 @@ class Stream:
             (type(entry) is int or isinstance(entry, np.integer)) and 0 <= entry < self.batch for entry in chosen
         )
         if not sound:
-            raise RequestError(f"entries must be a list of integers from 0 to {self.batch - 1}, got {entries!r}")
+            raise RequestError(f"entries must be integers from 0 to {self.batch - 1}, got {entries!r:.80}")
         state, initial = self._download(self._current), self._download(self._initial)
         for name in state:
             state[name][chosen] = initial[name][chosen]
