@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
 from edifice_reference.config import Config, OptionError
@@ -12,6 +11,7 @@ from edifice_reference.registry import Architecture, get_architecture
 from .bundle import Bundle
 from .checkpoints import Checkpoint, check_against, load_into, read_checkpoint
 from .errors import CheckError, RequestError
+from .memory import physical_memory
 
 if TYPE_CHECKING:
     from torch import nn
@@ -78,10 +78,8 @@ def _check_size(config: Config) -> None:
     heads, meta = getattr(config, "num_heads", 1), getattr(config, "num_meta_tokens", 0)
     scores = heads * config.window_size * (config.window_size + meta)
     needed = 4 * (config.param_count * _COPIES + scores * _SCORES)
-    if not hasattr(os, "sysconf"):
-        return
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if needed > memory:
+    memory = physical_memory()
+    if memory is not None and needed > memory:
         raise RequestError(
             f"a model with these options has {config.param_count:,} parameters and {scores:,} attention scores: "
             f"building it takes about {needed / 2**30:,.0f} GiB of memory and this machine has "

@@ -1,4 +1,4 @@
-"""Whether torch is here: only building, and verifying against the float64 reference, need it."""
+"""Whether torch is here: only building, and what compares with the reference model, need it."""
 
 from __future__ import annotations
 
@@ -16,8 +16,11 @@ def why_no_torch() -> str | None:
     return None
 
 
-def require_torch() -> None:
+def require_torch(what: str = "build") -> None:
     """Refuses to go on without torch.
+
+    Args:
+        what: needs it.
 
     Raises:
         RequestError: says what to install.
@@ -25,5 +28,5 @@ def require_torch() -> None:
     reason = why_no_torch()
     if reason is not None:
         raise RequestError(
-            f"build needs torch, which can't be imported here ({reason}); install it with `pip install torch`"
+            f"{what} needs torch, which can't be imported here ({reason}); install it with `pip install torch`"
         )

@@ -146,7 +146,11 @@ def why_not_usable(short: str) -> str | None:
 
 
 def open_session(
-    model: Path, providers: Sequence[str], threads: int | None = None, optimization: str = "all"
+    model: Path,
+    providers: Sequence[str],
+    threads: int | None = None,
+    optimization: str = "all",
+    optimized: Path | None = None,
 ) -> ort.InferenceSession:
     """Opens a session on the first usable providers of a list in order of preference.
 
@@ -155,6 +159,7 @@ def open_session(
         providers: short names. A single one must be usable; of several, those that are not are passed over.
         threads: threads within an operator; ONNX Runtime's choice if None.
         optimization: one of OPTIMIZATION_LEVELS.
+        optimized: where to write the graph that ONNX Runtime makes of the model, its weights beside it; if not None.
 
     Raises:
         RequestError: an unknown name, no provider of the list is usable (with the reason for each), a provider that
@@ -178,6 +183,11 @@ def open_session(
     options.graph_optimization_level = OPTIMIZATION_LEVELS[optimization]
     if threads is not None:
         options.intra_op_num_threads = threads
+    if optimized is not None:
+        options.optimized_model_filepath = str(optimized)
+        options.add_session_config_entry(
+            "session.optimized_model_external_initializers_file_name", f"{optimized.name}.data"
+        )
     session = _create_session(model, usable, options)
     if placement(session).get(usable[0], 0) == 0:
         raise RequestError(f"provider {usable[0]}: takes no node of {model.name}; use another, such as cpu")
