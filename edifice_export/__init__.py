@@ -16,6 +16,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .benchmark.bench import bench
+    from .benchmark.results import BenchReport, Result
     from .bundle import Bundle
     from .checkpoints import from_edifice, to_edifice
     from .conversion import Conversion, convert
@@ -28,14 +30,17 @@ if TYPE_CHECKING:
     from .runtime.stream import Snapshot, Stream
 
 __all__ = [
+    "BenchReport",
     "Bundle",
     "CheckError",
     "Conversion",
     "ExportError",
     "Model",
     "RequestError",
+    "Result",
     "Snapshot",
     "Stream",
+    "bench",
     "build",
     "convert",
     "diagnose",
@@ -47,14 +52,17 @@ __all__ = [
 ]
 
 _HOMES = {
+    "BenchReport": "benchmark.results",
     "Bundle": "bundle",
     "CheckError": "errors",
     "Conversion": "conversion",
     "ExportError": "errors",
     "Model": "runtime.model",
     "RequestError": "errors",
+    "Result": "benchmark.results",
     "Snapshot": "runtime.stream",
     "Stream": "runtime.stream",
+    "bench": "benchmark.bench",
     "build": "export",
     "convert": "conversion",
     "diagnose": "doctor",

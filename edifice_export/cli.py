@@ -18,6 +18,7 @@ from typer.exceptions import TyperException
 from edifice_reference.config import OptionError
 from edifice_reference.registry import ARCHITECTURES
 
+from .cli_bench import bench
 from .cli_build import BuildGroup, parse_options
 from .console import interrupted, print_json, print_table, progress_bar
 from .errors import ExportError
@@ -39,6 +40,7 @@ app.add_typer(
     help="Build a verified bundle of an architecture.",
     subcommand_metavar="ARCHITECTURE [OPTIONS]",
 )
+app.command()(bench)
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 BundlePath = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder of a bundle.")]

@@ -27,6 +27,9 @@ COMMANDS = {
     "build": set(),
     "verify": {"--provider", "--tolerance", "--every-prefix", "--json"},
     "run": {"--input", "--output", "--stride", "--stream", "--provider", "--threads", "--optimization", "--json"},
+    "bench": {
+        *("--graph", "--provider", "--threads", "--batch", "--length", "--against", "--rounds", "--plot", "--json")
+    },
     "inspect": {"--batch", "--sequence", "--graph", "--json"},
     "convert": {"--architecture", "--names", "--option", "--json"},
     "doctor": {"--json"},
@@ -99,8 +102,8 @@ def test_what_needs_no_model_imports_no_model() -> None:
         import sys
         from edifice_export.cli import main
         for arguments in ([], ["--help"], ["list"], ["build", "--help"], ["build", "no_such"], ["verify", "--help"],
-                          ["run", "--help"], ["inspect", "--help"], ["convert", "--help"], ["doctor", "--help"],
-                          ["no_such"]):
+                          ["run", "--help"], ["bench", "--help"], ["inspect", "--help"], ["convert", "--help"],
+                          ["doctor", "--help"], ["no_such"]):
             try:
                 main(arguments)
             except SystemExit:
@@ -110,7 +113,7 @@ def test_what_needs_no_model_imports_no_model() -> None:
         [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=True, timeout=60
     )
     assert set(re.findall("imported: .*", result.stdout)) == {"imported: []"}
-    assert result.stdout.count("imported:") == 11
+    assert result.stdout.count("imported:") == 12
 
 
 def test_list(capfd: Capture) -> None:

@@ -43,7 +43,7 @@ def without_torch(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def check_every_verb(python: str | Path, folder: Path, path: Path | None = None) -> None:
-    """list, verify, run, inspect and doctor work; build says what to install."""
+    """list, verify, run, bench, inspect and doctor work; build says what to install."""
     listed = command(python, "list", path=path)
     assert "hymba" in listed.stdout
 
@@ -65,6 +65,15 @@ def check_every_verb(python: str | Path, folder: Path, path: Path | None = None)
     streamed = command(python, *arguments, path=path)
     assert streamed.returncode == 0, streamed.stderr
     assert np.load(folder / "y.npy").shape == (20, 16)
+
+    benched = command(python, "bench", SAMPLE, "--rounds=1", "--threads=1", "--json", path=path)
+    assert benched.returncode == 0, benched.stderr
+    figures = json.loads(benched.stdout)
+    assert {result["contestant"] for result in figures["results"]} == {"bundle", "step"}
+    assert [note.partition(":")[0] for note in figures["notes"]] == ["no products, and outputs not compared"]
+    refused = command(python, "bench", SAMPLE, "--against=eager", path=path)
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+    assert "against eager needs torch" in refused.stderr
 
     inspected = command(python, "inspect", SAMPLE, "--json", path=path)
     assert json.loads(inspected.stdout)["functions"]

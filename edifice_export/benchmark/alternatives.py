@@ -1,0 +1,110 @@
+"""Alternatives: what a program could run in place of a bundle, made of the same reference model.
+
+    eager        the torch model as it is: a window, or frame by frame with its state
+    compile      torch.compile of it, for one batch and length
+    plain-onnx   what torch's own exporter makes of it for one batch and length, every loop over time unrolled, run by
+                 ONNX Runtime
+
+torch's compiler does not see into custom ops, and its exporter has no graph for them. Both are given a trace of the
+model in which every edifice op is its plain definition, as if there were no custom ops: the loops over time are the
+model's own code, and what can be made of them is for the compiler or the exporter to find.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch._inductor.config
+from torch import nn
+
+from edifice_reference import ops
+
+from ..errors import RequestError
+from ..runtime.providers import open_session
+from ..specification import TensorSpec
+from ..trace import export_program, translate
+from .contestants import Contestant, Subject, forward
+from .plan import Point
+
+__all__ = ["alternatives", "plain_definitions"]
+
+
+def alternatives(
+    subject: Subject, reference: nn.Module, point: Point, frames: np.ndarray, against: Sequence[str], folder: Path
+) -> list[Contestant]:
+    """The alternatives that there are at a point, of those that were asked for.
+
+    Args:
+        subject: what is measured.
+        reference: its reference model.
+        point: where.
+        frames: the input.
+        against: see plan.AGAINST.
+        folder: an empty one, for models.
+
+    Raises:
+        RequestError: torch's compiler does not work here.
+        CheckError: torch can't trace or export the model.
+    """
+    found = []
+    if "eager" in against:
+        run = forward(reference, point, torch.tensor(frames))
+        found.append(Contestant("eager", torch.inference_mode()(run)))
+    if point.graph == "window" and {"compile", "plain-onnx"} & set(against):
+        spec = TensorSpec("state_sequence", "float32", frames.shape)
+        with plain_definitions():
+            program = export_program(reference, [spec])
+        if "compile" in against:
+            found.append(_compiled(program, frames))
+        if "plain-onnx" in against:
+            found.append(_plain_onnx(subject, program, spec, point, frames, folder / "plain.onnx"))
+    return found
+
+
+@contextlib.contextmanager
+def plain_definitions() -> Iterator[None]:
+    """Within the block the reference models run the definitions of the edifice ops themselves, no custom ops."""
+    registered = {name: getattr(ops, name) for name in ops.OPS}
+    try:
+        for name, op in registered.items():
+            setattr(ops, name, op._init_fn)
+        yield
+    finally:
+        for name, op in registered.items():
+            setattr(ops, name, op)
+
+
+def _compiled(program: torch.export.ExportedProgram, frames: np.ndarray) -> Contestant:
+    given = torch.tensor(frames)
+    compiled = torch.inference_mode()(torch.compile(program.module(), dynamic=False))
+    try:
+        # In this process: others that wait for work would be measured along.
+        with torch._inductor.config.patch(compile_threads=1), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            compiled(given)
+    except Exception as error:  # of torch's, its compiler's, its code generator's and the system's, many kinds
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise RequestError(
+            f"against compile: torch.compile failed: {reason}; it needs a C++ compiler, such as g++ with its headers; "
+            "install one, or leave compile out"
+        ) from error
+    return Contestant("compile", lambda: compiled(given))
+
+
+def _plain_onnx(
+    subject: Subject,
+    program: torch.export.ExportedProgram,
+    spec: TensorSpec,
+    point: Point,
+    frames: np.ndarray,
+    model: Path,
+) -> Contestant:
+    translate(program, [spec], subject.bundle.manifest.opset).save(model)
+    session = open_session(model, subject.providers, point.threads)
+    inputs = {spec.name: frames}
+    return Contestant("plain-onnx", lambda: session.run(None, inputs)[0], model, inputs)
