@@ -11,6 +11,7 @@ writes models.md (the tables), models.json (all results, and the machine) and mo
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import tempfile
 from collections.abc import Callable, Sequence
@@ -38,25 +39,28 @@ def measure(name: str, quick: bool, folder: Path) -> Reports:
     bundle = ee.build(name, output=folder / name, **options)
     window = bundle.manifest.window_size
     short = ee.bench(bundle, length=[window], against=["eager", "compile", "plain-onnx"], **one)
-    if bundle.manifest.graphs["window"].max_sequence is not None:
-        # Made for its window alone: of a longer one, shorter windows are a part.
-        options = options | {"window_size": lengths[-1]}
-        bundle = ee.build(name, output=folder / f"{name}_long", graph="window", **options)
-    return short, ee.bench(bundle, graph="window", length=lengths, against=["eager"], **one)
+    if bundle.manifest.graphs["window"].max_sequence is None:
+        return short, ee.bench(bundle, graph="window", length=lengths, against=["eager"], **one)
+    # A graph that is made for one window costs that window whatever it is given: one for each length.
+    parts = []
+    for length in lengths:
+        output = folder / f"{name}_{length}"
+        made = ee.build(name, output=output, graph="window", **options | {"window_size": length})
+        parts.append(ee.bench(made, graph="window", against=["eager"], length=[length], **one))
+    return short, dataclasses.replace(parts[0], results=[result for part in parts for result in part.results])
 
 
 def tables(reports: dict[str, Reports], long: int) -> str:
-    """Three tables in Markdown; milliseconds are medians."""
+    """The tables in Markdown; milliseconds are medians."""
     window = next(iter(reports.values()))[0].window
     head = ["model", "products", "torch", "torch.compile", "torch.onnx", "nodes", "bundle", "nodes", "/ products"]
     parts = [_table(f"A window of {window} frames, milliseconds", head, reports, _window_row)]
     head = ["model", "products", "gemv", "torch", "bundle", "nodes", "/ products", "/ gemv", "step", "p99", "prefill 8"]
     parts.append(_table("One frame of a stream, milliseconds", head, reports, _frame_row))
-    head = ["model", "torch, ms", "bundle, ms", *(f"{length}, MiB" for length in _lengths(reports))]
-    row: Callable[[Reports], list[str]] = lambda pair: _long_row(pair, long, _lengths(reports))  # noqa: E731
-    parts.append(
-        _table(f"A window of {long} frames, and what a first run of others adds to memory", head, reports, row)
-    )
+    lengths = _lengths(reports)
+    head = ["model", *(f"{length} frames" for length in lengths), f"torch, {long} frames"]
+    parts.append(_table("Windows of growing length, milliseconds", head, reports, lambda pair: _growth_row(pair, long)))
+    parts.append(_table("What the first run of one adds to memory, MiB", head[:-1], reports, _memory_row))
     return "\n".join(parts)
 
 
@@ -82,10 +86,15 @@ def _frame_row(pair: Reports) -> list[str]:
     return [*times, f"{ours.nodes}", *ratios, *slow]
 
 
-def _long_row(pair: Reports, long: int, lengths: Sequence[int]) -> list[str]:
-    times = [_found(pair[1], "window", name, long).median_ms for name in ("eager", "bundle")]
-    peaks = [_found(pair[1], "window", "bundle", length).peak_bytes for length in lengths]
-    return [*(f"{time:.1f}" for time in times), *("-" if peak is None else f"{peak / 2**20:.1f}" for peak in peaks)]
+def _growth_row(pair: Reports, long: int) -> list[str]:
+    ours = [result for result in pair[1].results if result.contestant == "bundle"]
+    torch = _found(pair[1], "window", "eager", length=long)
+    return [f"{result.median_ms:.1f}" for result in (*ours, torch)]
+
+
+def _memory_row(pair: Reports) -> list[str]:
+    peaks = [result.peak_bytes for result in pair[1].results if result.contestant == "bundle"]
+    return ["-" if peak is None else f"{peak / 2**20:.1f}" for peak in peaks]
 
 
 def _lengths(reports: dict[str, Reports]) -> list[int]:
@@ -93,8 +102,8 @@ def _lengths(reports: dict[str, Reports]) -> list[int]:
     return [result.length for result in growth.results if result.contestant == "bundle"]
 
 
-def _found(report: ee.BenchReport, graph: str, contestant: str, length: int | None = None) -> ee.Result:
-    found = report.find(graph, contestant, **({} if length is None else {"length": length}))
+def _found(report: ee.BenchReport, graph: str, contestant: str, **sizes: int) -> ee.BenchResult:
+    found = report.find(graph, contestant, **sizes)
     assert found is not None, f"{contestant} was not measured on {graph}"
     return found
 

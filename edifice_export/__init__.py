@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .benchmark.bench import bench
-    from .benchmark.results import BenchReport, Result
+    from .benchmark.results import BenchReport, BenchResult
     from .bundle import Bundle
     from .checkpoints import from_edifice, to_edifice
     from .conversion import Conversion, convert
@@ -31,13 +31,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BenchReport",
+    "BenchResult",
     "Bundle",
     "CheckError",
     "Conversion",
     "ExportError",
     "Model",
     "RequestError",
-    "Result",
     "Snapshot",
     "Stream",
     "bench",
@@ -53,13 +53,13 @@ __all__ = [
 
 _HOMES = {
     "BenchReport": "benchmark.results",
+    "BenchResult": "benchmark.results",
     "Bundle": "bundle",
     "CheckError": "errors",
     "Conversion": "conversion",
     "ExportError": "errors",
     "Model": "runtime.model",
     "RequestError": "errors",
-    "Result": "benchmark.results",
     "Snapshot": "runtime.stream",
     "Stream": "runtime.stream",
     "bench": "benchmark.bench",

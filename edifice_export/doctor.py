@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from .runtime.providers import all_providers, why_not_usable
 from .torch_import import why_no_torch
 
-__all__ = ["Diagnosis", "ProviderState", "diagnose"]
+__all__ = ["Diagnosis", "ProviderState", "diagnose", "installed"]
 
 _PACKAGES = ("edifice-export", "onnxruntime", "onnx", "numpy", "torch", "onnxscript", "safetensors")
 _PROVIDER_PACKAGES = ("onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-ep-openvino", "onnxruntime-ep-webgpu")
@@ -41,12 +41,13 @@ def diagnose() -> Diagnosis:
     for name in all_providers():
         reason = why_not_usable(name)
         states.append(ProviderState(name, reason is None, reason))
-    packages = {package: _version(package) for package in _PACKAGES}
-    packages |= {package: found for package in _PROVIDER_PACKAGES if (found := _version(package)) is not None}
+    packages = {package: installed(package) for package in _PACKAGES}
+    packages |= {package: found for package in _PROVIDER_PACKAGES if (found := installed(package)) is not None}
     return Diagnosis(platform.python_version(), platform.platform(), packages, why_no_torch() is None, states)
 
 
-def _version(package: str) -> str | None:
+def installed(package: str) -> str | None:
+    """The version of a package, or None where it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:

@@ -237,7 +237,9 @@ def test_the_command(capfd: Capture, bundle: ee.Bundle, tmp_path: Path) -> None:
 
 def test_the_table_fits(any_bundle: ee.Bundle) -> None:
     report = ee.bench(any_bundle, graph="window", **ONE)
-    widest = ee.Result("prefill", "plain-onnx", 1024, 4096, 8192, (123456.0,), 123.45, 1e-12, 123456, 12345.0, 2**34)
+    widest = ee.BenchResult(
+        "prefill", "plain-onnx", 1024, 4096, 8192, (123456.0,), 123.45, 1e-12, 123456, 12345.0, 2**34
+    )
     rows = [report.rows()[0], ee.BenchReport(**vars(report) | {"results": [widest]}).rows()[1]]
     assert sum(max(map(len, column)) for column in zip(*rows, strict=True)) + 2 * len(rows[0]) <= 120
 

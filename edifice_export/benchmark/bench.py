@@ -25,7 +25,7 @@ from ..torch_import import require_torch, why_no_torch
 from .contestants import Contestant, Subject, bundle_contestants, forward, products
 from .footprint import footprint
 from .plan import Point, check_against, check_rounds, plan
-from .results import BenchReport, Result, machine
+from .results import BenchReport, BenchResult, machine
 
 __all__ = ["bench", "take_turns"]
 
@@ -122,7 +122,8 @@ def take_turns(
     def play() -> list[float]:
         times = []
         for call in calls:
-            time.sleep(pause) if pause else None
+            if pause:
+                time.sleep(pause)
             start = time.perf_counter()
             call()
             times.append(1e3 * (time.perf_counter() - start))
@@ -139,7 +140,7 @@ def take_turns(
     return list(zip(*(play() for _ in range(rounds)), strict=True))
 
 
-def _measure(subject: Subject, point: Point, against: Sequence[str], rounds: int | None) -> list[Result]:
+def _measure(subject: Subject, point: Point, against: Sequence[str], rounds: int | None) -> list[BenchResult]:
     frames = subject.input(point)
     with _torch_threads(point.threads), tempfile.TemporaryDirectory(prefix="edifice-export-") as folder:
         contestants = bundle_contestants(subject, point, frames)
@@ -153,7 +154,7 @@ def _measure(subject: Subject, point: Point, against: Sequence[str], rounds: int
         pause = _PAUSE if point.threads > 1 else 0.0
         times = take_turns([contestant.run for contestant in contestants], rounds, pause)
         results = [
-            Result(**dataclasses.asdict(point), contestant=contestant.name, times=taken, error=error)
+            BenchResult(**dataclasses.asdict(point), contestant=contestant.name, times=taken, error=error)
             for contestant, taken, error in zip(contestants, times, errors, strict=True)
         ]
         base = next((result.median_ms for result in results if result.contestant == "products"), None)

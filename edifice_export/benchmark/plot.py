@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import RequestError
-from .results import BenchReport, Result
+from .results import BenchReport, BenchResult
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -102,7 +102,7 @@ def _has(report: BenchReport, graph: str) -> bool:
     return any(result.graph == graph for result in report.results)
 
 
-def _first(report: BenchReport, graph: str) -> Result:
+def _first(report: BenchReport, graph: str) -> BenchResult:
     return next(result for result in report.results if result.graph == graph)
 
 
@@ -111,7 +111,7 @@ def _sizes(report: BenchReport, graph: str) -> str:
     return f"batch {first.batch}, {first.threads} thread{'s' * (first.threads > 1)}"
 
 
-def _lines(report: BenchReport, graph: str) -> list[tuple[list[Result], str]]:
+def _lines(report: BenchReport, graph: str) -> list[tuple[list[BenchResult], str]]:
     """Of each contestant, the results that differ from the first in length alone, by length, and its colour."""
     first, lines = _first(report, graph), []
     for name, colour in zip(_ORDER, _COLOURS, strict=True):

@@ -5,19 +5,20 @@ from __future__ import annotations
 import dataclasses
 import os
 import platform
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-__all__ = ["BenchReport", "Result", "machine"]
+from ..doctor import installed
+
+__all__ = ["BenchReport", "BenchResult", "machine"]
 
 _PACKAGES = ("edifice-export", "onnxruntime", "torch", "numpy")
 
 
 @dataclasses.dataclass(frozen=True)
-class Result:
+class BenchResult:
     """What one contestant took at one point.
 
     Attributes:
@@ -90,9 +91,9 @@ class BenchReport:
     providers: dict[str, int]
     machine: dict[str, str | int | None]
     notes: list[str]
-    results: list[Result]
+    results: list[BenchResult]
 
-    def find(self, graph: str, contestant: str, **sizes: int) -> Result | None:
+    def find(self, graph: str, contestant: str, **sizes: int) -> BenchResult | None:
         """The first result of a graph and a contestant that has these sizes; None if there is none."""
         for result in self.results:
             same = all(getattr(result, name) == size for name, size in sizes.items())
@@ -127,7 +128,7 @@ def machine() -> dict[str, str | int | None]:
         "cores": os.cpu_count(),
         "platform": platform.platform(),
         "python": platform.python_version(),
-        **{package: _version(package) for package in _PACKAGES},
+        **{package: installed(package) for package in _PACKAGES},
     }
 
 
@@ -139,20 +140,13 @@ def _processor() -> str:
         return platform.processor() or platform.machine()
 
 
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
 _HEAD = (
     *("graph", "contestant", "threads", "batch", "length"),
     *(*_PERCENTILES, "per s", "ratio", "nodes", "load", "MiB", "error"),
 )
 
 
-def _row(result: Result) -> list[str]:
+def _row(result: BenchResult) -> list[str]:
     return [
         result.graph,
         result.contestant,
