@@ -1,6 +1,6 @@
 """What the four models cost here: bundles beside their bare products, torch, torch.compile and torch's own exporter.
 
-    python benchmarks/models.py                 all models, default sizes, one thread, batch 1: a quarter of an hour
+    python benchmarks/models.py                 all models, default sizes, one thread, batch 1: about twenty minutes
     python benchmarks/models.py hymba --quick   tiny models, to see that it works
 
 It builds bundles in a temporary folder, measures each beside all alternatives at the default window and frame by frame,
