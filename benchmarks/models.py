@@ -1,10 +1,10 @@
 """What the four models cost here: bundles beside their bare products, torch, torch.compile and torch's own exporter.
 
-    python benchmarks/models.py                 all models, default sizes, one thread, batch 1: about twenty minutes
+    python benchmarks/models.py                 all models, default sizes, one thread, batch 1: about ten minutes
     python benchmarks/models.py hymba --quick   tiny models, to see that it works
 
 It builds bundles in a temporary folder, measures each beside all alternatives at the default window and frame by frame,
-and beside torch alone in windows up to 2,048 frames, where the others take too long to make. It prints the tables and
+and beside torch alone in windows up to 1,024 frames, where the others take too long to make. It prints the tables and
 writes models.md (the tables), models.json (all results, and the machine) and models.png.
 """
 
@@ -23,7 +23,7 @@ from edifice_export.benchmark.plot import draw_frames, draw_lengths, draw_memory
 from edifice_export.benchmark.results import machine
 from edifice_reference.registry import ARCHITECTURES
 
-LENGTHS = (60, 128, 256, 512, 1024, 2048)
+LENGTHS = (60, 128, 256, 512, 1024)
 LONG = 1024
 QUICK: dict[str, Any] = {"embed_dim": 6, "hidden_size": 8, "num_layers": 2, "window_size": 7}
 QUICK_LENGTHS, QUICK_LONG = (7, 14, 28), 14

@@ -191,16 +191,23 @@ def inspect(
     graph: Annotated[
         str | None, typer.Option(metavar="NAME", help="Of a bundle: window, stream or prefill [default: the first].")
     ] = None,
+    explained: Annotated[
+        bool, typer.Option("--explain", help="Show which lowering each edifice op got, and why.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Show what a graph holds and costs."""
-    from .inspect_report import inspect_path, rows_of
+    from .inspect_report import explain, inspect_path, rows_of
 
     model, inspection = inspect_path(path, batch, sequence, graph)
+    lowerings = explain(model) if explained else []
     if as_json:
-        print_json({"model": model, **inspection.to_dict()})
-    else:
-        print_table([("model", model), *rows_of(inspection)])
+        print_json({"model": model, **inspection.to_dict(), **({"lowerings": lowerings} if explained else {})})
+        return
+    print_table([("model", model), *rows_of(inspection)])
+    if explained:
+        typer.echo()
+        print_table([("node", "op", "lowering", "why"), *(tuple(each.values()) for each in lowerings)])
 
 
 @app.command()

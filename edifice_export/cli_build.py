@@ -41,13 +41,17 @@ class Graph(StrEnum):
 
 
 class Target(StrEnum):
-    """What a graph is lowered for. Scripts that ask for one go on getting just that when there are more."""
+    """What a graph is made fast for."""
 
     portable = "portable"
+    cpu = "cpu"
+    cuda = "cuda"
+    dml = "dml"
+    web = "web"
 
 
 class Precision(StrEnum):
-    """The type that a graph computes in; what is true of Target is true here."""
+    """The type that a graph computes in. Scripts that ask for one go on getting just that when there are more."""
 
     fp32 = "fp32"
 
@@ -142,8 +146,14 @@ def _build(
     graph: Annotated[
         Graph, typer.Option(help="a whole window at once, one frame at a time with a state, or both")
     ] = Graph.both,
-    target: Annotated[Target, typer.Option(help="what to lower for")] = Target.portable,  # noqa: ARG001
+    target: Annotated[
+        Target,
+        typer.Option(help="what to make it fast for: without Scan for cuda, dml and web; it is right everywhere"),
+    ] = Target.portable,
     precision: Annotated[Precision, typer.Option(help="the type to compute in")] = Precision.fp32,  # noqa: ARG001
+    optimize: Annotated[
+        bool, typer.Option("--optimize/--no-optimize", help="apply the graph passes; the plain graph is for debugging")
+    ] = True,
     opset: Annotated[
         int, typer.Option(help=f"ONNX operator set [{OPSETS.start} to {OPSETS.stop - 1}]")
     ] = DEFAULT_OPSET,
@@ -164,6 +174,8 @@ def _build(
             weights=weights,
             numerics=numerics.value if numerics is not None else None,
             graph=graph.value,
+            target=target.value,
+            optimize=optimize,
             opset=opset,
             seed=seed,
             tolerance=tolerance,

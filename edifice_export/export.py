@@ -14,12 +14,12 @@ from edifice_reference.config import NUMERICS, OptionError
 from edifice_reference.registry import Architecture, get_architecture
 
 from .bundle import Bundle, hash_files, open_bundle, save_model, staging
-from .defaults import DEFAULT_OPSET, OPSETS, TOLERANCE
+from .defaults import DEFAULT_OPSET, OPSETS, TARGETS, TOLERANCE
 from .errors import CheckError, RequestError
 from .manifest import GRAPHS, MANIFEST, Manifest
 from .parity import Progress, recurrence_gap, verify
 from .test_data import write_all_test_data
-from .torch_import import require_torch
+from .torch_import import require_torch, small_model_threads
 
 if TYPE_CHECKING:
     import onnx
@@ -41,6 +41,8 @@ def build(
     weights: str | Path | None = None,
     numerics: str | None = None,
     graph: str = "both",
+    target: str = "portable",
+    optimize: bool = True,
     opset: int = DEFAULT_OPSET,
     seed: int = 0,
     tolerance: float = TOLERANCE,
@@ -56,6 +58,8 @@ def build(
         numerics: `standard` or `edifice`; if None, that of the weights' origin, standard for fresh ones.
         graph: `window`, for a whole window at once; `stream`, for one frame at a time with a state (and `prefill`, for
             several); or `both`.
+        target: what the graphs are made fast for, one of defaults.TARGETS; they are right everywhere.
+        optimize: whether to apply the graph passes; the plain graph is for debugging.
         opset: version of the ONNX operator set.
         seed: for fresh weights and for the test data.
         tolerance: largest error allowed, see defaults.TOLERANCE.
@@ -77,6 +81,8 @@ def build(
             Path(weights) if weights is not None else None,
             numerics,
             graph,
+            target,
+            optimize,
             opset,
             seed,
             tolerance,
@@ -93,6 +99,8 @@ def _build(
     weights: Path | None,
     numerics: str | None,
     graph: str,
+    target: str,
+    optimize: bool,
     opset: int,
     seed: int,
     tolerance: float,
@@ -105,6 +113,8 @@ def _build(
 
     if graph not in BUILDS:
         raise RequestError(f"graph must be {', '.join(BUILDS)}, got {graph!r}")
+    if target not in TARGETS:
+        raise RequestError(f"target must be {', '.join(TARGETS)}, got {target!r}")
     if opset not in OPSETS:
         raise RequestError(f"opset must be {OPSETS[0]} to {OPSETS[-1]}, got {opset}")
     if type(seed) is not int or not 0 <= seed < 2**63:
@@ -117,7 +127,7 @@ def _build(
     if numerics not in NUMERICS:
         raise RequestError(f"numerics must be {' or '.join(NUMERICS)}, got {numerics!r}")
     origin = _origin(weights)
-    with staging(output) as folder:
+    with staging(output) as folder, small_model_threads(config.param_count):
         model = make_reference(architecture, config, numerics, seed, checkpoint)
         wanted = BUILDS[graph]
         if "stream" in wanted:
@@ -128,7 +138,8 @@ def _build(
             options=config.options(),
             numerics=numerics,
             precision="fp32",
-            target="portable",
+            target=target,
+            optimized=optimize,
             opset=opset,
             seed=seed,
             param_count=sum(parameter.numel() for parameter in model.parameters()),
@@ -167,8 +178,10 @@ def _write_graph(folder: Path, model: nn.Module, manifest: Manifest, name: str) 
 
     graph = manifest.graphs[name]
     traced = trace(entry(model, name), graph.inputs, graph.outputs, manifest.opset, name)
-    optimize(traced)
-    linked = link(traced)
+    if manifest.optimized:
+        optimize(traced)
+    length = manifest.window_size if name == "window" else None
+    linked = link(traced, length, manifest.target)
     _describe(linked, manifest, name)
     save_model(linked, folder / graph.model)
     check(folder / graph.model)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import onnx
+from google.protobuf.message import DecodeError
+
 from .bundle import open_bundle
 from .errors import RequestError
 from .inspection import Inspection, inspect_model
-from .manifest import GRAPHS
+from .manifest import GRAPHS, LOWERING, REASON
 from .specification import BATCH, SEQUENCE
 
-__all__ = ["inspect_path", "rows_of"]
+__all__ = ["explain", "inspect_path", "rows_of"]
 
 
 def inspect_path(
@@ -50,6 +53,26 @@ def inspect_path(
     model = bundle.file(entry.model)
     window = {} if name == "stream" else {SEQUENCE: bundle.manifest.window_size}
     return str(model), inspect_model(model, window | sizes)
+
+
+def explain(model: str | Path) -> list[dict[str, str]]:
+    """Which lowering each edifice op of a model got, and why; nothing for models that this package did not make.
+
+    Returns:
+        Of each node its `node`, `op`, `lowering` and `why`, in the graph's order.
+    """
+    try:
+        graph = onnx.load(model, load_external_data=False).graph
+    except (DecodeError, OSError) as error:
+        raise RequestError(f"can't read {model}: {error}; give the path of a sound ONNX model") from error
+    found = []
+    for node in graph.node:
+        said = {entry.key: entry.value for entry in node.metadata_props}
+        if LOWERING in said:
+            found.append(
+                {"node": node.name, "op": node.op_type, "lowering": said[LOWERING], "why": said.get(REASON, "")}
+            )
+    return found
 
 
 def rows_of(inspection: Inspection) -> list[tuple[str, str]]:

@@ -3,8 +3,9 @@
 - A matrix product takes 2 * M * N * K operations, a convolution 2 * output elements * channels per group * kernel size,
   data movement none, a reduction one per element read, any other operator one per element of its first output.
 - A node reads each input whole and writes each output whole, once; weights are inputs. A view moves nothing.
-- The body of a Scan counts once per step. Each body of a Loop or If counts once, and these are named in `unknown`, as
-  is what is left out: ONNX can't tell its shapes, or the rules would be far off (Einsum, pooling, recurrent layers).
+- The body of a Scan counts once per step, of an If whose condition follows from the sizes the branch that is taken.
+  Each body of a Loop or of another If counts once, and these are named in `unknown`, as is what is left out: ONNX can't
+  tell its shapes, or the rules would be far off (Einsum, pooling, recurrent layers).
 """
 
 from __future__ import annotations
@@ -38,8 +39,8 @@ EyeLike Gather GatherElements GatherND NonZero OneHot Pad Range ReverseSequence 
 SpaceToDepth Split TensorScatter Tile Transpose Trilu Where"""
 # What exporters compute shapes with. Each takes time bounded by the sizes of its inputs and outputs.
 _SHAPE_ARITHMETIC = f"""{_VIEWS} Abs Add And Cast CastLike Ceil Concat ConstantOfShape Div Equal Expand Floor Gather
-Greater GreaterOrEqual Less LessOrEqual Max Min Mod Mul Neg Not Or ReduceMax ReduceMin ReduceProd ReduceSum Slice Split
-Sqrt Sub Transpose Where"""
+Greater GreaterOrEqual Less LessOrEqual Max Min Mod Mul Neg Not Or ReduceMax ReduceMin ReduceProd ReduceSum Round Slice
+Split Sqrt Sub Transpose Where"""
 _NO_RULE = """Attention AveragePool CausalConvWithState ConvTranspose DFT DeformConv Det Einsum GRU If LSTM
 LinearAttention Loop LpPool MaxPool NegativeLogLikelihoodLoss QLinearConv RNN RoiAlign STFT SoftmaxCrossEntropyLoss"""
 _BITS = {"int2": 2, "uint2": 2, "int4": 4, "uint4": 4, "float4_e2m1fn": 4}  # packed in ONNX, a byte each in numpy
@@ -222,14 +223,22 @@ class _Walk:
         self.live: set[str] = set()  # tensors that depend on an input
         self.unknown: set[str] = set()
 
-    def graph(self, graph: onnx.GraphProto, outer: ChainMap[str, TensorProto], live: bool, times: int) -> None:
-        """Walks a graph whose inputs have types. A body sees the tensors around it and runs several times."""
+    def graph(
+        self, graph: onnx.GraphProto, outer: ChainMap[str, TensorProto], live: bool, times: int
+    ) -> ChainMap[str, TensorProto]:
+        """Walks a graph whose inputs have types, and returns its tensors. A body sees the tensors around it and runs
+        several times."""
         scope = outer.new_child({weight.name: weight for weight in graph.initializer})
         self.define([value for value in graph.input if value.name not in scope], scope, live)
         for node in graph.node:
             names = {name for inner in (node, *_find(node, onnx.NodeProto)) for name in inner.input}
             alone = self.infer(node, [scope[name] for name in names if name in scope])
             depends = not self.live.isdisjoint(names)
+            taken = _branch_taken(node, scope)
+            if taken is not None:
+                inner = self.graph(taken, scope, depends, times)
+                self.pass_on(taken, node, inner, scope)
+                continue
             self.define(alone.output, scope, depends)
             self.fold(alone, scope)
             self.count(node, scope, times)
@@ -238,6 +247,22 @@ class _Walk:
             steps = scope[node.input[-1]].dims[axes[0]] if scans else 1
             for attribute in alone.node[0].attribute:
                 self.graph(attribute.g, scope, depends, times * steps)  # an empty graph, if it is another attribute
+        return scope
+
+    def pass_on(
+        self,
+        taken: onnx.GraphProto,
+        node: onnx.NodeProto,
+        inner: Mapping[str, TensorProto],
+        scope: ChainMap[str, TensorProto],
+    ) -> None:
+        """Gives the outputs of an If what the branch that is taken gives."""
+        for value, name in zip(taken.output, node.output, strict=True):
+            if value.name in inner:
+                scope[name] = TensorProto()
+                scope[name].CopyFrom(inner[value.name])
+                scope[name].name = name
+                (self.live.add if value.name in self.live else self.live.discard)(name)
 
     def infer(self, node: onnx.NodeProto, known: list[TensorProto]) -> onnx.GraphProto:
         """A graph of the node alone, with all that ONNX can tell of its outputs and of the inputs of its bodies."""
@@ -280,6 +305,15 @@ class _Walk:
         elif node.op_type not in ("Scan", *_VIEWS.split()):
             self.flops += times * flops
             self.bytes_moved += times * sum(_bytes(scope[name]) for name in names)
+
+
+def _branch_taken(node: onnx.NodeProto, scope: Mapping[str, TensorProto]) -> onnx.GraphProto | None:
+    """The branch of an If whose condition follows from the sizes, or None."""
+    condition = scope.get(node.input[0]) if node.op_type == "If" and not node.domain else None
+    if condition is None or condition.data_location == _AWAY:
+        return None
+    name = "then_branch" if numpy_helper.to_array(condition).item() else "else_branch"
+    return next(attribute.g for attribute in node.attribute if attribute.name == name)
 
 
 def _flops(node: onnx.NodeProto, scope: Mapping[str, TensorProto]) -> int | None:

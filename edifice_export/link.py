@@ -1,16 +1,21 @@
-"""Link: attach to an abstract graph the function body of each edifice op it uses."""
+"""Link: choose a lowering for each edifice op of an abstract graph, and attach its function body."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 
 from .errors import CheckError
-from .functions import HELPERS, LOWERINGS, Body
+from .functions import HELPERS, LOWERINGS
 from .functions.domain import EDIFICE
+from .functions.lowering import Body, Call, Choice
+from .manifest import LOWERING, REASON
+from .specification import BATCH, SEQUENCE
 
 __all__ = ["IR_VERSION", "check", "link"]
 
@@ -21,37 +26,53 @@ Sizes = list[Dims]
 """Of every input of a node."""
 
 IR_VERSION = 10
-"""Old enough for runtimes of 2024."""
+"""Old enough for runtimes of 2024; the first in which functions of one name can have several bodies."""
 
 
-def link(model: ir.Model) -> onnx.ModelProto:
-    """Attaches one body per edifice op, for sequences or for single frames, whichever the graph computes.
+def link(model: ir.Model, length: int | None = None, target: str = "portable") -> onnx.ModelProto:
+    """Chooses a lowering for each edifice op and attaches its body. Nodes of one op may have different ones.
 
     Args:
         model: an abstract graph; it is not changed.
+        length: frames that the graph is made for at once; None where any number may come. It is right for all.
+        target: what it is lowered for, see defaults.TARGETS.
 
     Returns:
         A portable model: standard operators and model-local functions.
 
     Raises:
-        CheckError: an op has no body, or would need two.
+        CheckError: an op has no body.
     """
-    bodies: dict[str, Body] = {}
-    for node in model.graph:
-        if node.domain == EDIFICE.domain:
-            body = _body_of(node)
-            if bodies.setdefault(node.op_type, body) is not body:
-                raise CheckError(f"{node.name}: the graph uses {node.op_type} in two forms; it can have one")
     linked = ir.to_proto(model)
     linked.ir_version = IR_VERSION
-    sizes: dict[str, list[Sizes]] = {}
-    for node in model.graph:
-        if node.op_type in bodies and node.domain == EDIFICE.domain:
-            sizes.setdefault(node.op_type, []).append([_sizes_of(value) for value in node.inputs])
-    for name, body in sorted(bodies.items()):
-        helpers = _attach(linked, name, body, sizes[name])
-        for helper, given in sorted(helpers.items()):
-            _attach(linked, helper, HELPERS[helper], given)
+    nodes = [node for node in model.graph if node.domain == EDIFICE.domain]
+    choices = {node.name: _choose(node, _call(node, length, target)) for node in nodes}
+    overloads = _overloads(nodes, choices)
+    bodies: dict[tuple[str, str], tuple[Body, int, list[Sizes]]] = {}
+    protos = {node.name: node for node in linked.graph.node}
+    for node in nodes:
+        choice, proto = choices[node.name], protos[node.name]
+        sizes = [_sizes_of(value) for value in node.inputs]
+        if choice.lowering.inputs > len(node.inputs):
+            sizes.append(_give_zeros(linked, proto, node))
+        proto.overload, outputs = overloads[node.name]
+        del proto.output[outputs:]
+        for attribute, (index, axis) in choice.lowering.sizes.items():
+            known = sizes[index]
+            assert known is not None
+            proto.attribute.append(onnx.helper.make_attribute(attribute, known[axis]))
+        for key, value in ((LOWERING, choice.lowering.name), (REASON, choice.why)):
+            proto.metadata_props.add(key=key, value=value)
+        bodies.setdefault((node.op_type, proto.overload), (choice.lowering.body, outputs, []))[2].append(sizes)
+    helpers: dict[str, list[Sizes]] = {}
+    for (name, overload), (body, outputs, calls) in sorted(bodies.items(), key=lambda item: item[0]):
+        _attach(linked, body.to_function_proto(), name, overload, outputs, calls, helpers)
+    done: set[str] = set()
+    while waiting := set(helpers) - done:
+        name = max(waiting, key=lambda name: (_depth(name), name))
+        done.add(name)
+        body = HELPERS[name].to_function_proto()
+        _attach(linked, body, name, "", len(body.output), helpers[name], helpers)
     return linked
 
 
@@ -67,13 +88,55 @@ def check(path: Path) -> None:
         raise CheckError(f"the linked graph does not pass ONNX's checker: {str(error).strip()}") from error
 
 
-def _body_of(node: ir.Node) -> Body:
+def _choose(node: ir.Node, call: Call) -> Choice:
     if node.op_type not in LOWERINGS:
         raise CheckError(f"op {EDIFICE.domain}::{node.op_type} has no function body; there are: {', '.join(LOWERINGS)}")
-    body = LOWERINGS[node.op_type].body(node)
-    if body is None:
+    choice = LOWERINGS[node.op_type].choose(call)
+    if choice is None:
         raise CheckError(f"{node.name}: {EDIFICE.domain}::{node.op_type} has no body for {len(node.inputs)} inputs")
-    return body
+    return choice
+
+
+def _overloads(nodes: Sequence[ir.Node], choices: Mapping[str | None, Choice]) -> dict[str | None, tuple[str, int]]:
+    """Of each node, which body of its op's it calls ("" if all have the same), and how many of its outputs are used.
+
+    Bodies of one lowering differ in how many inputs they take, and in how many outputs are left of them.
+    """
+    kinds = {}
+    for node in nodes:
+        used = [index for index, value in enumerate(node.outputs, 1) if value.uses() or value.is_graph_output()]
+        lowering = choices[node.name].lowering
+        kinds[node.name] = (node.op_type, lowering.name, lowering.inputs, max(used, default=1))
+    several = {
+        kind[0] for kind in kinds.values() if len({other for other in kinds.values() if other[0] == kind[0]}) > 1
+    }
+    result: dict[str | None, tuple[str, int]] = {}
+    for name, (op, called, inputs, outputs) in kinds.items():
+        result[name] = (f"{called}_{inputs}_{outputs}" if op in several else "", outputs)
+    return result
+
+
+def _depth(helper: str) -> int:
+    """How many helpers deep a helper calls others: what calls others comes before them."""
+    called = {
+        node.op_type for node in _all_nodes(HELPERS[helper].to_function_proto().node) if node.domain == EDIFICE.domain
+    }
+    return 1 + max(map(_depth, called), default=0)
+
+
+def _call(node: ir.Node, length: int | None, target: str) -> Call:
+    constants = tuple(
+        value.const_value.numpy()
+        if value is not None and value.is_initializer() and value.const_value is not None
+        else None
+        for value in node.inputs
+    )
+    return Call(
+        tuple(_symbols_of(value) for value in node.inputs),
+        tuple(_expected_sizes(value, length) for value in node.inputs),
+        constants,
+        target,
+    )
 
 
 def _sizes_of(value: ir.Value | None) -> Dims:
@@ -82,38 +145,114 @@ def _sizes_of(value: ir.Value | None) -> Dims:
     return tuple(size if isinstance(size, int) else None for size in value.shape)
 
 
-def _attach(model: onnx.ModelProto, name: str, function: Body, calls: Sequence[Sizes]) -> dict[str, list[Sizes]]:
+def _symbols_of(value: ir.Value | None) -> tuple[int | str | None, ...] | None:
+    if value is None or value.shape is None:
+        return None
+    return tuple(size if isinstance(size, int) else size.value for size in value.shape)
+
+
+def _expected_sizes(value: ir.Value | None, length: int | None) -> Dims:
+    if value is None or value.shape is None:
+        return None
+    return tuple(_expected(size, length) for size in value.shape)
+
+
+def _expected(size: int | ir.SymbolicDim, length: int | None) -> int | None:
+    """The number that a symbol stands for: of the names of specification.py, of last_frames, or of a sum with one."""
+    if isinstance(size, int):
+        return size
+    if size.value == BATCH:
+        return 1
+    if last := re.fullmatch(r"last_(\d+)", size.value or ""):
+        return int(last[1]) if length is None else min(int(last[1]), length)
+    added = re.fullmatch(rf"{SEQUENCE}(?: \+ (\d+))?", size.value or "")
+    return length + int(added[1] or 0) if added and length is not None else None
+
+
+def _give_zeros(model: onnx.ModelProto, proto: onnx.NodeProto, node: ir.Node) -> Dims:
+    """Gives a node the state that it starts from: zeros, one for all of a batch, of the size of the state it leaves."""
+    sizes = _sizes_of(node.outputs[-1])
+    if sizes is None or None in sizes[1:]:
+        raise CheckError(f"{node.name}: the size of its state is not known")
+    shape = (1, *(size for size in sizes[1:] if size is not None))
+    name = f"zeros_{'x'.join(map(str, shape))}"
+    if name not in {tensor.name for tensor in model.graph.initializer}:
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.zeros(shape, np.float32), name))
+    proto.input.append(name)
+    return shape
+
+
+def _attach(
+    model: onnx.ModelProto,
+    body: onnx.FunctionProto,
+    name: str,
+    overload: str,
+    outputs: int,
+    calls: Sequence[Sizes],
+    helpers: dict[str, list[Sizes]],
+) -> None:
     """Adds a function under this name, with constants for the sizes that are the same at all of its calls.
 
     A runtime makes everything that is computed from constants when it loads a model, and from shapes at every run.
 
     Args:
         model: what it is added to.
-        name: of the function.
-        function: its body.
+        body: the function.
+        name: what it is to be called.
+        overload: which of the bodies of this name it is.
+        outputs: how many of its outputs are read; what only others need is left out.
         calls: at each call, what is known of the shapes of its inputs.
-
-    Returns:
-        The helpers that it calls, with what is known of the shapes of their inputs at each call.
+        helpers: the helpers that it calls are noted here, with what is known of the shapes of their inputs.
     """
-    body = function.to_function_proto()
-    body.name = name
+    body.name, body.overload = name, overload
+    _cut(body, outputs)
     shapes = {
         value: dims[0] if all(other == dims[0] for other in dims) else None
         for value, dims in zip(body.input, zip(*calls, strict=True), strict=True)
     }
-    helpers: dict[str, list[Sizes]] = {}
-    for node in body.node:
+    for node in _all_nodes(body.node):
         node.name = node.output[0]  # the variable's name in the function's source
         if node.domain == EDIFICE.domain:
             helpers.setdefault(node.op_type, []).append([shapes.get(value) for value in node.input])
         elif node.op_type == "Shape":
             _make_constant(node, shapes.get(node.input[0]))
     versions = {entry.domain: entry.version for entry in model.opset_import}
+    imported = {entry.domain for entry in body.opset_import}
+    # onnxscript leaves out what only graphs inside a function use.
+    for domain in sorted({node.domain for node in _all_nodes(body.node)} - imported):
+        body.opset_import.append(onnx.helper.make_opsetid(domain, versions[domain]))
     for version in body.opset_import:
         version.version = versions[version.domain]
     model.functions.append(body)
-    return helpers
+
+
+def _all_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
+    """These nodes, and those of the graphs inside them."""
+    for node in nodes:
+        yield node
+        for attribute in node.attribute:
+            yield from _all_nodes(attribute.g.node)
+
+
+def _cut(body: onnx.FunctionProto, outputs: int) -> None:
+    """Leaves the first outputs of a function, and the nodes that they need."""
+    del body.output[outputs:]
+    needed, kept = set(body.output), []
+    for node in reversed(body.node):
+        if needed & set(node.output):
+            needed |= _read_by(node)
+            kept.append(node)
+    del body.node[:]
+    body.node.extend(reversed(kept))
+
+
+def _read_by(node: onnx.NodeProto) -> set[str]:
+    """What a node reads, graphs inside it included."""
+    found = set(node.input)
+    for attribute in node.attribute:
+        for inner in attribute.g.node:
+            found |= _read_by(inner)
+    return found
 
 
 def _make_constant(node: onnx.NodeProto, dims: Dims) -> None:

@@ -8,13 +8,26 @@ from typing import Any
 
 from .specification import StateSpec, TensorSpec
 
-__all__ = ["GRAPHS", "MANIFEST", "SCHEMA_VERSION", "FileEntry", "GraphEntry", "Manifest", "SequenceEntry"]
+__all__ = [
+    "GRAPHS",
+    "LOWERING",
+    "MANIFEST",
+    "REASON",
+    "SCHEMA_VERSION",
+    "FileEntry",
+    "GraphEntry",
+    "Manifest",
+    "SequenceEntry",
+]
 
 MANIFEST = "manifest.json"
-SCHEMA_VERSION = 2
-"""1 had no states."""
+SCHEMA_VERSION = 3
+"""1 had no states; 2 did not say whether passes were applied, and had one body for each op."""
 GRAPHS = ("window", "stream", "prefill")
 """A whole window; one frame from a state to the next; a piece of any length from a state to the next."""
+
+LOWERING, REASON = "edifice.lowering", "edifice.why"
+"""Metadata of a node of a graph: which body its op got, and why."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +72,7 @@ class Manifest:
     """Contents of manifest.json. Paths are relative to the bundle, with forward slashes.
 
     Attributes:
-        architecture, options, numerics, precision, target, opset, seed: what was asked for.
+        architecture, options, numerics, precision, target, optimized, opset, seed: what was asked for.
         param_count: parameters of the reference model, of which a graph may hold fewer numbers or more.
         weights: where the weights came from: `{"source": "fresh"}`, or the file's name and sha256.
         versions: of the packages that made the bundle.
@@ -75,6 +88,7 @@ class Manifest:
     numerics: str
     precision: str
     target: str
+    optimized: bool
     opset: int
     seed: int
     param_count: int
@@ -109,6 +123,7 @@ class Manifest:
             "edifice.numerics": self.numerics,
             "edifice.precision": self.precision,
             "edifice.target": self.target,
+            "edifice.optimized": str(self.optimized).lower(),
             "edifice.param_count": str(self.param_count),
             "edifice.window_size": str(self.window_size),
             "edifice.max_sequence": str(limit or ""),

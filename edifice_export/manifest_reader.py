@@ -123,6 +123,7 @@ def _parse(reader: _Reader) -> Manifest:
         numerics=reader.take("numerics", str),
         precision=reader.take("precision", str),
         target=reader.take("target", str),
+        optimized=reader.take("optimized", bool),
         opset=reader.take("opset", int),
         seed=reader.take("seed", int),
         param_count=reader.take("param_count", int),

@@ -18,7 +18,7 @@ from .report import Case, Report, compare
 from .runtime.model import Model, load
 from .runtime.providers import all_providers, why_not_usable
 from .stream_parity import count_stream, run_stream
-from .torch_import import why_no_torch
+from .torch_import import small_model_threads, why_no_torch
 
 __all__ = ["Progress", "prefix_lengths", "recurrence_gap", "verify"]
 
@@ -62,6 +62,17 @@ def verify(
         CheckError: the bundle is damaged.
     """
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
+    with small_model_threads(opened.manifest.param_count):
+        return _verify(opened, providers, tolerance, every_prefix, progress)
+
+
+def _verify(
+    opened: Bundle,
+    providers: Sequence[str] | None,
+    tolerance: float | None,
+    every_prefix: bool,
+    progress: Progress | None,
+) -> Report:
     manifest = opened.manifest
     limit = float(manifest.parity.get("tolerance", TOLERANCE)) if tolerance is None else tolerance
     if not 0 < limit < math.inf:
@@ -216,12 +227,15 @@ def _load_reference(bundle: Bundle) -> Any:
 
 
 def _reference_prefixes(reference: Any, sequence: np.ndarray) -> np.ndarray:
-    """The reference's output at every prefix, float64 [batch, sequence, hidden]; one entry at a time, for memory."""
+    """The reference's output at every prefix, float64 [batch, sequence, hidden]."""
     import torch
 
+    # Of long sequences one entry at a time, for memory.
+    size = len(sequence) if sequence.shape[1] <= EVERY_PREFIX else 1
+    entries = torch.tensor(sequence, dtype=torch.float64)
     with torch.no_grad():
-        entries = [reference.forward_prefixes(torch.tensor(entry[None], dtype=torch.float64)) for entry in sequence]
-        result: np.ndarray = torch.cat(entries).numpy()
+        parts = [reference.forward_prefixes(entries[i : i + size]) for i in range(0, len(entries), size)]
+        result: np.ndarray = torch.cat(parts).numpy()
     return result
 
 

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 from .errors import RequestError
 
-__all__ = ["require_torch", "why_no_torch"]
+__all__ = ["require_torch", "small_model_threads", "torch_threads", "why_no_torch"]
+
+SMALL = 2**25
+"""Parameters up to which a model is small."""
 
 
 def why_no_torch() -> str | None:
@@ -30,3 +36,27 @@ def require_torch(what: str = "build") -> None:
         raise RequestError(
             f"{what} needs torch, which can't be imported here ({reason}); install it with `pip install torch`"
         )
+
+
+@contextlib.contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Has torch, where it is here, compute with this many threads."""
+    if why_no_torch() is not None:
+        yield
+        return
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def small_model_threads(parameters: int) -> contextlib.AbstractContextManager[None]:
+    """Has torch compute small models with one thread.
+
+    They gain little from more, and where other processes want the same cores they lose much: a build takes minutes.
+    """
+    return torch_threads(1) if parameters <= SMALL else contextlib.nullcontext()

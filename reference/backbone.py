@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .config import Config, Numerics, OptionError, check_numerics
 from .layers import LayerNorm
-from .state import POSITION, State, kind_of, of_layer, without_reach
+from .state import POSITION, State, kind_of, of_layer
 
 __all__ = ["Backbone"]
 
@@ -18,7 +18,7 @@ class Backbone(nn.Module):
     """input_projection -> blocks -> final_norm, over a window at once, or frame by frame with a state.
 
     A block takes [B, T, D] or [B, D] and what it carries from before (a part of a state, by kind), and gives the same
-    shape and what it carries on. In a window it starts from `without_reach` of the initial state.
+    shape and what it carries on. In a window it starts from `before_window`, which may lack what would be zero.
 
     Args:
         config: the options.
@@ -108,8 +108,12 @@ class Backbone(nn.Module):
 
     def hidden(self, state_sequence: Tensor) -> Tensor:
         """The residual stream of a window after the last block: [B, T, E] -> [B, T, D]."""
-        past = without_reach(self.start(1)) | self.constants()
+        past = self.before_window() | self.constants()
         return self.run_blocks(self.input_projection(state_sequence), past)[0]
+
+    def before_window(self) -> State:
+        """The state that a window starts from, for all of a batch: no rings, as a window sees all of its frames."""
+        return {}
 
     def run_blocks(self, x: Tensor, past: State) -> tuple[Tensor, State]:
         """All blocks, with dropout between them in training: [B, T, D] or [B, D] -> the same, and the state after."""

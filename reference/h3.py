@@ -178,18 +178,18 @@ class Block(nn.Module):
     def scan(self, u: Tensor, past: State) -> tuple[Tensor, State]:
         """Of the normalised input, what shift and diag give [B, T, 2, D] or [B, 2, D], and the state after it."""
         dt, log_decay = (torch.stack(pair) for pair in zip(self.shift.ssm(), self.diag.ssm(), strict=True))
-        shape = (*u.shape[:-1], *log_decay.shape)
-        b = dt * torch.cat([self.shift.b(u), self.diag.b(u)], dim=-1).reshape(shape)
-        c = torch.cat([self.shift.c(u), self.diag.c(u)], dim=-1).reshape(shape)
+        b = dt * torch.stack([self.shift.b(u), self.diag.b(u)], dim=-2)
+        c = torch.stack([self.shift.c(u), self.diag.c(u)], dim=-2)
         if self.exact:
-            y, ssm = ops.diagonal_scan(u, log_decay, b, c, past["ssm"])
+            y, ssm = ops.diagonal_scan(u, log_decay, b, c, past.get("ssm"))
             return y, {"ssm": ssm}
         return ops.cumulative_scan(u, log_decay, b, c, EPSILON), {}
 
     def forward(self, x: Tensor, past: State) -> tuple[Tensor, State]:
         """[B, T, D] or [B, D], of the same shape -> and the state after it."""
         both, ssm = self.scan(self.norm(x), past)
-        mixed, conv = self.conv(both.prod(dim=-2), past)
+        recent, kept = both.unbind(dim=-2)
+        mixed, conv = self.conv(recent * kept, past)
         x = x + self.dropout(self.out_proj(functional.silu(mixed)))
         return x + self.dropout(self.ffn(self.ffn_norm(x))), ssm | conv
 

@@ -52,7 +52,7 @@ from . import ops
 from .backbone import Backbone
 from .config import Config, Numerics, OptionError, Shapes, option, size_of
 from .layers import CausalAttention, CausalConv1d, FeedForward, LayerNorm
-from .state import State, input_free, kind_of, without_reach
+from .state import State, input_free, kind_of
 
 __all__ = ["EDIFICE_NAMES", "Hymba", "HymbaConfig"]
 
@@ -187,7 +187,7 @@ class Mamba(nn.Module):
         x = functional.silu(x)
         b, c = self.bc_proj(x).chunk(2, dim=-1)
         delta = functional.softplus(self.dt_proj(self.dt_rank(x))).clamp(*STEP_RANGE)
-        y, ssm = ops.selective_scan(x, delta, self.rates, delta.mean(-1, keepdim=True) * b, c, past["ssm"])
+        y, ssm = ops.selective_scan(x, delta, self.rates, delta.mean(-1, keepdim=True) * b, c, past.get("ssm"))
         return self.out_proj(y * functional.silu(z)), {"ssm": ssm, **conv}
 
 
@@ -238,7 +238,7 @@ class Hymba(Backbone):
         """Of propagated meta tokens: the state that they leave, and their keys and values, which every frame sees."""
         if not self.propagates:
             return {}
-        _, state = self.run_blocks(self.meta_tokens[None], without_reach(super().start(1)))
+        _, state = self.run_blocks(self.meta_tokens[None], {})
         sinks = {name: state.pop(name)[0] for name in list(state) if kind_of(name) in ("key", "value")}
         return state | {name.replace(".", ".sink_"): value for name, value in sinks.items()}
 
@@ -246,6 +246,10 @@ class Hymba(Backbone):
         """See Backbone.start: propagated meta tokens have been through every block."""
         zeros, primed = super().start(batch), self.after_meta_tokens()
         return {name: primed[name].expand_as(value) if name in primed else value for name, value in zeros.items()}
+
+    def before_window(self) -> State:
+        """See Backbone.before_window: what propagated meta tokens leave."""
+        return {name: value for name, value in self.after_meta_tokens().items() if "sink" not in kind_of(name)}
 
     def constants(self) -> State:
         """See Backbone.constants: `sink_key` and `sink_value` of propagated meta tokens, [M, D]."""

@@ -56,9 +56,8 @@ class CausalConv1d(nn.Module):
 
     def forward(self, x: Tensor, past: State) -> tuple[Tensor, State]:
         """[B, T, C] or [B, C], of the same shape -> and the state after it."""
-        none = self.weight.new_zeros(1, 0, self.weight.shape[0])
-        y, conv = ops.causal_conv1d(x, self.weight, self.bias, self.weight.shape[0], past.get("conv", none))
-        return y, {"conv": conv} if "conv" in past else {}
+        y, conv = ops.causal_conv1d(x, self.weight, self.bias, self.weight.shape[0], past.get("conv"))
+        return y, {"conv": conv} if conv.shape[1] > 0 else {}
 
 
 class FeedForward(nn.Module):

@@ -4,21 +4,24 @@ An op is registered from its plain-torch definition, the mathematics. A traced g
 lowering can be chosen for it later; eager code runs the definition, and gradients are those of the definition.
 
 Ops with a memory take what came before and give what comes after: a sequence computed in pieces, each from the state
-that the last one left, is the sequence computed at once. In place of a sequence they also take one frame, without the
-sequence axis, which is then missing in their output too.
+that the last one left, is the sequence computed at once; without a state they start from zeros. In place of a sequence
+they also take one frame, without the sequence axis, which is then missing in their output too.
+
+Read-outs and queries may be fewer than the frames: they are then those of the last frames, and so is the output.
 
     B batch, T sequence, S key sequence, C channels, N state, K kernel, W attention width, H heads, P width of a head
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from .custom_op import NAMESPACE, edifice_op
 
 OPS = (
     "causal_attention",
@@ -34,8 +37,6 @@ OPS = (
 
 __all__ = ["MAX_ATTENTION_EPSILON", "NAMESPACE", "OPS", *OPS]
 
-NAMESPACE = "edifice"
-
 MAX_ATTENTION_EPSILON = 2.0**-25
 """Below the resolution of a float32 sum that is at least 1: float32 lowerings may leave epsilon out."""
 
@@ -43,90 +44,27 @@ MAX_ATTENTION_EPSILON = 2.0**-25
 _QUERY_BLOCK = 256
 """Queries whose scores are in memory at once: a long sequence has too many pairs for all."""
 
-_Shapes = Callable[..., Sequence[Sequence[Any]]]
+
+def _read_at(frames: Tensor, c: Tensor) -> int:
+    """The first frame that is read out: c are the read-outs of the last ones."""
+    first = frames.shape[1] - c.shape[1]
+    if first < 0:
+        raise ValueError(f"there are {c.shape[1]} read-outs of {frames.shape[1]} frames; there can be one of each")
+    return first
 
 
-def _edifice_op(
-    shapes: _Shapes = lambda first, *_: [first.shape], streamed: Sequence[str] = ()
-) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Registers a definition as `edifice::<its name>`.
-
-    Args:
-        shapes: from the arguments, the shape of each output; all have the dtype of the first argument.
-        streamed: the arguments that have a sequence axis, of an op that takes one frame in place of a sequence.
-    """
-
-    def register(definition: Callable[..., Any]) -> Callable[..., Any]:
-        define = _with_frames(definition, streamed) if streamed else definition
-        op = torch.library.custom_op(f"{NAMESPACE}::{definition.__name__}", define, mutates_args=())
-
-        @op.register_fake
-        def _(*inputs: Any) -> Any:
-            outputs = [inputs[0].new_empty(shape) for shape in shapes(*inputs)]
-            return outputs[0] if len(outputs) == 1 else tuple(outputs)
-
-        op.register_autograd(functools.partial(_backward, define), setup_context=_setup_context)
-        return op
-
-    return register
+def _selective(
+    x: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, initial: Tensor | None = None
+) -> Sequence[Sequence[Any]]:
+    """Shapes of selective_scan's outputs."""
+    del delta, a, b, initial
+    return (*c.shape[:-1], x.shape[-1]), (x.shape[0], c.shape[-1], x.shape[-1])
 
 
-def _with_frames(definition: Callable[..., Any], streamed: Sequence[str]) -> Callable[..., Any]:
-    """The definition for sequences, and for one frame as a sequence of one."""
-    names = list(definition.__annotations__)
-
-    @functools.wraps(definition)
-    def define(*inputs: Any) -> Any:
-        if inputs[0].ndim != 2:
-            return definition(*inputs)
-        y, *states = definition(
-            *(value.unsqueeze(1) if name in streamed else value for name, value in zip(names, inputs, strict=False))
-        )
-        return y.squeeze(1), *states
-
-    return define
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:  # noqa: ARG001
-    ctx.is_tensor = [isinstance(value, Tensor) for value in inputs]
-    ctx.constants = [value for value in inputs if not isinstance(value, Tensor)]
-    ctx.save_for_backward(*(value for value in inputs if isinstance(value, Tensor)))
-
-
-def _backward(define: Callable[..., Any], ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-    # The definition is run again under autograd: one mathematics, no gradient formula to keep in step with it.
-    tensors, constants = iter(ctx.saved_tensors), iter(ctx.constants)
-    inputs = [next(tensors).detach() if tensor else next(constants) for tensor in ctx.is_tensor]
-    wanted = [index for index, needed in enumerate(ctx.needs_input_grad) if needed]
-    with torch.enable_grad():
-        for index in wanted:
-            inputs[index].requires_grad_()
-        found = define(*inputs)
-        outputs = found if isinstance(found, tuple) else (found,)
-        used = [
-            (output, gradient)
-            for output, gradient in zip(outputs, gradients, strict=True)
-            if gradient is not None and output.requires_grad
-        ]
-        found = torch.autograd.grad(
-            [output for output, _ in used],
-            [inputs[index] for index in wanted],
-            [gradient for _, gradient in used],
-            allow_unused=True,
-        )
-    result: list[Tensor | None] = [None] * len(inputs)
-    for index, value in zip(wanted, found, strict=True):
-        result[index] = value
-    return tuple(result)
-
-
-def _scanned(x: Tensor, *inputs: Any) -> Sequence[Sequence[Any]]:
-    """Shapes of a scan's outputs: those of x, and of the initial state for all of the batch."""
-    return x.shape, (x.shape[0], *inputs[-1].shape[1:])
-
-
-@_edifice_op(_scanned, streamed=("x", "delta", "b", "c"))
-def selective_scan(x: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, initial: Tensor) -> tuple[Tensor, Tensor]:
+@edifice_op(_selective, streamed=("x", "delta", "b", "c"))
+def selective_scan(
+    x: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, initial: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Diagonal state-space recurrence whose step, input and read-out depend on the input (Mamba, arXiv 2312.00752).
 
         h_t[n, c] = exp(delta_t[c] * a[c, n]) * h_{t-1}[n, c] + b_t[n] * x_t[c]        h_0 = initial
@@ -139,23 +77,30 @@ def selective_scan(x: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, in
         delta: step of each channel [batch, sequence, channels].
         a: rates, negative for a stable model [channels or 1, state].
         b: input weights [batch, sequence, state].
-        c: read-out weights [batch, sequence, state].
+        c: read-out weights, of all frames or the last ones [batch, queries, state].
         initial: the state before the first frame [batch or 1, state, channels].
 
     Returns:
-        y [batch, sequence, channels] and the state after the last frame [batch, state, channels].
+        y [batch, queries, channels] and the state after the last frame [batch, state, channels].
     """
-    h = initial.expand(x.shape[0], -1, -1)
-    outputs = []
+    h = x.new_zeros(x.shape[0], c.shape[-1], x.shape[-1]) if initial is None else initial.expand(x.shape[0], -1, -1)
+    outputs, first = [], _read_at(x, c)
     for t in range(x.shape[1]):
         decay = torch.exp(delta[:, t, None, :] * a.T)
         h = decay * h + b[:, t, :, None] * x[:, t, None, :]
-        outputs.append(torch.einsum("bnc,bn->bc", h, c[:, t]))
+        if t >= first:
+            outputs.append(torch.einsum("bnc,bn->bc", h, c[:, t - first]))
     return torch.stack(outputs, dim=1), h.contiguous()
 
 
-@_edifice_op(_scanned, streamed=("x", "log_decay"))
-def linear_scan(x: Tensor, log_decay: Tensor, initial: Tensor) -> tuple[Tensor, Tensor]:
+def _linear(x: Tensor, log_decay: Tensor, initial: Tensor | None = None) -> Sequence[Sequence[Any]]:
+    """Shapes of linear_scan's outputs."""
+    del log_decay, initial
+    return x.shape, (x.shape[0], x.shape[-1])
+
+
+@edifice_op(_linear, streamed=("x", "log_decay"))
+def linear_scan(x: Tensor, log_decay: Tensor, initial: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """First-order linear recurrence, elementwise, whose decay depends on the input.
 
         h_t = exp(log_decay_t) * h_{t-1} + x_t        h_0 = initial
@@ -171,7 +116,7 @@ def linear_scan(x: Tensor, log_decay: Tensor, initial: Tensor) -> tuple[Tensor, 
     Returns:
         h at every frame [batch, sequence, channels] and at the last [batch, channels].
     """
-    h = initial.expand(x.shape[0], -1)
+    h = x.new_zeros(x.shape[0], x.shape[-1]) if initial is None else initial.expand(x.shape[0], -1)
     outputs = []
     for t in range(x.shape[1]):
         h = torch.exp(log_decay[:, t]) * h + x[:, t]
@@ -179,14 +124,18 @@ def linear_scan(x: Tensor, log_decay: Tensor, initial: Tensor) -> tuple[Tensor, 
     return torch.stack(outputs, dim=1), h.clone(memory_format=torch.contiguous_format)
 
 
-def _grouped(x: Tensor, log_decay: Tensor, *inputs: Any) -> Sequence[Sequence[Any]]:
-    """Shapes of a grouped scan's outputs: every group reads out all channels."""
-    y = (*x.shape[:-1], log_decay.shape[0], x.shape[-1])
-    return (y, (x.shape[0], *inputs[-1].shape[1:])) if isinstance(inputs[-1], Tensor) else (y,)
+def _diagonal(
+    x: Tensor, log_decay: Tensor, b: Tensor, c: Tensor, initial: Tensor | None = None
+) -> Sequence[Sequence[Any]]:
+    """Shapes of diagonal_scan's outputs: every group reads out all channels."""
+    del b, initial
+    return (*c.shape[:-1], x.shape[-1]), (x.shape[0], *log_decay.shape, x.shape[-1])
 
 
-@_edifice_op(_grouped, streamed=("x", "b", "c"))
-def diagonal_scan(x: Tensor, log_decay: Tensor, b: Tensor, c: Tensor, initial: Tensor) -> tuple[Tensor, Tensor]:
+@edifice_op(_diagonal, streamed=("x", "b", "c"))
+def diagonal_scan(
+    x: Tensor, log_decay: Tensor, b: Tensor, c: Tensor, initial: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Diagonal state-space recurrences whose decay is constant and shared by all channels (H3, arXiv 2212.14052).
 
         h_t[g, n, c] = exp(log_decay[g, n]) * h_{t-1}[g, n, c] + b_t[g, n] * x_t[c]        h_0 = initial
@@ -196,22 +145,30 @@ def diagonal_scan(x: Tensor, log_decay: Tensor, b: Tensor, c: Tensor, initial: T
         x: the input of all groups [batch, sequence, channels], or one frame [batch, channels]; so for b and c.
         log_decay: at most 0 for a stable recurrence [groups, state].
         b: input weights [batch, sequence, groups, state].
-        c: read-out weights [batch, sequence, groups, state].
+        c: read-out weights, of all frames or the last ones [batch, queries, groups, state].
         initial: the state before the first frame [batch or 1, groups, state, channels].
 
     Returns:
-        y [batch, sequence, groups, channels] and the state after the last frame [batch, groups, state, channels].
+        y [batch, queries, groups, channels] and the state after the last frame [batch, groups, state, channels].
     """
     decay = torch.exp(log_decay)[..., None]
-    h = initial.expand(x.shape[0], -1, -1, -1)
-    outputs = []
+    size = (x.shape[0], *log_decay.shape, x.shape[-1])
+    h = x.new_zeros(size) if initial is None else initial.expand(size)
+    outputs, first = [], _read_at(x, c)
     for t in range(x.shape[1]):
         h = decay * h + b[:, t, :, :, None] * x[:, t, None, None, :]
-        outputs.append(torch.einsum("bgnc,bgn->bgc", h, c[:, t]))
+        if t >= first:
+            outputs.append(torch.einsum("bgnc,bgn->bgc", h, c[:, t - first]))
     return torch.stack(outputs, dim=1), h.contiguous()
 
 
-@_edifice_op(_grouped)
+def _cumulative(x: Tensor, log_decay: Tensor, b: Tensor, c: Tensor, epsilon: float) -> Sequence[Sequence[Any]]:
+    """Shape of cumulative_scan's output."""
+    del log_decay, b, epsilon
+    return ((*c.shape[:-1], x.shape[-1]),)
+
+
+@edifice_op(_cumulative)
 def cumulative_scan(x: Tensor, log_decay: Tensor, b: Tensor, c: Tensor, epsilon: float) -> Tensor:
     """diagonal_scan as Edifice.SSM.H3 computes it: a quotient of cumulative products, which loses what has decayed.
 
@@ -225,26 +182,26 @@ def cumulative_scan(x: Tensor, log_decay: Tensor, b: Tensor, c: Tensor, epsilon:
         x: [batch, sequence, channels].
         log_decay: at most 0 [groups, state].
         b: input weights [batch, sequence, groups, state].
-        c: read-out weights [batch, sequence, groups, state].
+        c: read-out weights, of all frames or the last ones [batch, queries, groups, state].
         epsilon: Edifice: 1e-10.
 
     Returns:
-        [batch, sequence, groups, channels].
+        [batch, queries, groups, channels].
     """
-    length = x.shape[1]
+    length, first = x.shape[1], _read_at(x, c)
     steps = torch.arange(1, length + 1, dtype=x.dtype, device=x.device)
     product = torch.exp(steps[:, None, None] * log_decay)
     key = (b / (product + epsilon)).transpose(1, 2)
-    query = (c * product).transpose(1, 2)
+    query = (c * product[first:]).transpose(1, 2)
     outputs = []
-    for start in range(0, length, _QUERY_BLOCK):
+    for start in range(first, length, _QUERY_BLOCK):
         stop = min(start + _QUERY_BLOCK, length)
-        scores = (query[:, :, start:stop] @ key[:, :, :stop].transpose(2, 3)).tril(start)
+        scores = (query[:, :, start - first : stop - first] @ key[:, :, :stop].transpose(2, 3)).tril(start)
         outputs.append(scores @ x[:, None, :stop])
     return torch.cat(outputs, dim=2).transpose(1, 2).contiguous()
 
 
-@_edifice_op()
+@edifice_op()
 def fft_conv(x: Tensor, kernel: Tensor) -> Tensor:
     """Causal convolution with a kernel as long as the window, through the frequency domain (Hyena, arXiv 2302.10866).
 
@@ -268,8 +225,18 @@ def fft_conv(x: Tensor, kernel: Tensor) -> Tensor:
     return torch.fft.irfft(spectrum, size, dim=1)[:, :length].contiguous()
 
 
-@_edifice_op(_scanned, streamed=("x",))
-def causal_conv1d(x: Tensor, weight: Tensor, bias: Tensor, groups: int, past: Tensor) -> tuple[Tensor, Tensor]:
+def _convolved(
+    x: Tensor, weight: Tensor, bias: Tensor, groups: int, past: Tensor | None = None
+) -> Sequence[Sequence[Any]]:
+    """Shapes of causal_conv1d's outputs."""
+    del bias, groups, past
+    return x.shape, (x.shape[0], weight.shape[-1] - 1, x.shape[-1])
+
+
+@edifice_op(_convolved, streamed=("x",))
+def causal_conv1d(
+    x: Tensor, weight: Tensor, bias: Tensor, groups: int, past: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Causal depthwise convolution over time: output t sees frames t-K+1 to t, the last tap meets frame t.
 
     Args:
@@ -289,7 +256,8 @@ def causal_conv1d(x: Tensor, weight: Tensor, bias: Tensor, groups: int, past: Te
             f"[{channels}, 1, kernel], got {groups} and {list(weight.shape)}"
         )
     length = x.shape[1]
-    seen = torch.cat([past.expand(x.shape[0], -1, -1), x], dim=1)
+    before = x.new_zeros(x.shape[0], kernel - 1, channels) if past is None else past.expand(x.shape[0], -1, -1)
+    seen = torch.cat([before, x], dim=1)
     # As a sum of shifted frames: torch's grouped convolution of float64 takes a hundred times as long.
     y = bias.expand_as(x).clone()
     for tap in range(kernel):
@@ -297,7 +265,7 @@ def causal_conv1d(x: Tensor, weight: Tensor, bias: Tensor, groups: int, past: Te
     return y, seen[:, length:].clone()
 
 
-@_edifice_op()
+@edifice_op()
 def causal_attention(query: Tensor, key: Tensor, value: Tensor, num_heads: int, epsilon: float) -> Tensor:
     """Multi-head attention, scale 1/sqrt(head width), in which the keys before the queries are visible to all.
 
@@ -333,7 +301,7 @@ def _ringed(query: Tensor, *inputs: Any) -> Sequence[Sequence[Any]]:
     return query.shape, past_key.shape, past_key.shape
 
 
-@_edifice_op(_ringed, streamed=("query", "key", "value"))
+@edifice_op(_ringed, streamed=("query", "key", "value"))
 def sliding_attention(
     query: Tensor,
     key: Tensor,
@@ -402,7 +370,7 @@ def sliding_attention(
     return y, k.gather(2, order), v.gather(2, order)
 
 
-@_edifice_op()
+@edifice_op()
 def floored_layer_norm(x: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> Tensor:
     """Layer norm over the last axis in which a biased variance below epsilon counts as zero (Axon's layer norm).
 

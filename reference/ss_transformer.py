@@ -175,7 +175,7 @@ class Ssm(nn.Module):
         # a = exp(log_decay) is too near 1 for float32, and so is what a runtime makes of a sigmoid of -m.
         log_decay = -functional.softplus(-kept)
         weight = torch.exp(log_decay - kept) * torch.exp(log_decay) * let_in  # (1 - a) * a * let_in
-        h, ssm = ops.linear_scan(weight * x, log_decay, past["ssm"])
+        h, ssm = ops.linear_scan(weight * x, log_decay, past.get("ssm"))
         return self.out_proj(h * functional.silu(z)), {"ssm": ssm, **conv}
 
 

@@ -14,14 +14,12 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-__all__ = ["POSITION", "State", "input_free", "kind_of", "of_layer", "without_reach"]
+__all__ = ["POSITION", "State", "input_free", "kind_of", "of_layer"]
 
 State = dict[str, Tensor]
 
 POSITION = "0.position"
 """Every layer that has a ring reads it; the model counts it on."""
-
-_REACHING = frozenset({"key", "value", "long_conv", "position"})
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
@@ -35,11 +33,6 @@ def of_layer(state: Mapping[str, Tensor], layer: int) -> State:
     """The part of a state, or of constants, that one layer reads, by kind."""
     own = {kind_of(name): value for name, value in state.items() if name.partition(".")[0] == str(layer)}
     return {**own, "position": state[POSITION]} if POSITION in state else own
-
-
-def without_reach(state: Mapping[str, Tensor]) -> State:
-    """The state that a window starts from: it sees all of its own frames, and needs no memory of single ones."""
-    return {name: value for name, value in state.items() if kind_of(name) not in _REACHING}
 
 
 def input_free(method: Method) -> Method:

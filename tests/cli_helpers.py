@@ -24,7 +24,7 @@ import onnx
 import pytest
 from conftest import TINY
 
-from edifice_export import export, trace
+from edifice_export import export, functions, trace
 from edifice_export.bundle import hash_files
 from edifice_export.cli import main
 
@@ -170,16 +170,29 @@ def raising(error: BaseException) -> Callable[..., Any]:
     return fail
 
 
-def negated(function: Any) -> Any:
-    """An onnxscript function with a wrong body: its first output is the negative of what it should be."""
+def negated(function: Any, output: int = 0) -> Any:
+    """An onnxscript function with a wrong body: one of its outputs is the negative of what it should be."""
 
     def to_function_proto() -> onnx.FunctionProto:
         proto = function.to_function_proto()
-        proto.node.append(onnx.helper.make_node("Neg", proto.output[:1], ["negative"]))
-        proto.output[0] = "negative"
+        proto.node.append(onnx.helper.make_node("Neg", [proto.output[output]], ["negative"]))
+        proto.output[output] = "negative"
         return proto
 
     return SimpleNamespace(to_function_proto=to_function_proto)
+
+
+def replace_bodies(
+    monkeypatch: pytest.MonkeyPatch, op: str, change: Callable[[Any], Any], lowering: str | None = None
+) -> None:
+    """Changes the bodies of an op, or those of one of its lowerings alone."""
+    known = functions.LOWERINGS[op]
+    changed = tuple(
+        dataclasses.replace(each, body=change(each.body)) if lowering in (None, each.name) else each
+        for each in known.lowerings
+    )
+    assert changed != known.lowerings
+    monkeypatch.setitem(functions.LOWERINGS, op, dataclasses.replace(known, lowerings=changed))
 
 
 @contextmanager

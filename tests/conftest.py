@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,16 +34,23 @@ ANY = "hymba"
 """The architecture of tests to which it does not matter, such as those of a bundle's files."""
 
 
-def built_once(name: str, tmp_path_factory: pytest.TempPathFactory, architecture: str, **options: Any) -> ee.Bundle:
-    """A bundle that all tests share, those of other processes too; tests that change one must copy it."""
+@contextlib.contextmanager
+def shared_place(name: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A path for what tests share, those of other processes too; it is this process's own until the block ends."""
     root = tmp_path_factory.getbasetemp()
     shared = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "bundles"
     shared.mkdir(exist_ok=True)
     with (shared / f"{name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (shared / name).exists():
-            ee.build(architecture, output=shared / name, seed=1, **options, **TINY)
-    return open_bundle(shared / name)
+        yield shared / name
+
+
+def built_once(name: str, tmp_path_factory: pytest.TempPathFactory, architecture: str, **options: Any) -> ee.Bundle:
+    """A bundle that all tests share, those of other processes too; tests that change one must copy it."""
+    with shared_place(name, tmp_path_factory) as place:
+        if not place.exists():
+            ee.build(architecture, output=place, seed=1, **options, **TINY)
+        return open_bundle(place)
 
 
 def tiny_bundle(name: str, tmp_path_factory: pytest.TempPathFactory) -> ee.Bundle:

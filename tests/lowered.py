@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
+from collections.abc import Iterator
 from typing import Any
+from unittest import mock
 
 import onnx
 import onnx_ir as ir
 import onnxruntime as ort
+import pytest
 import torch
 from op_cases import CASES, RINGS, SIZES, Arguments, Case
 from torch import Tensor, nn
 
+from edifice_export.functions import LOWERINGS
 from edifice_export.link import link
 from edifice_export.specification import TensorSpec
 from edifice_export.trace import trace
@@ -83,49 +88,98 @@ class Lowered:
 def nodes(of: Any) -> list[onnx.NodeProto]:
     """Those nodes and, at any depth, those of the graphs inside them."""
     found = list(of)
-    for node in of:
+    for node in list(found):
         for attribute in node.attribute:
             for graph in (attribute.g, *attribute.graphs):
                 found += nodes(graph.node)
     return found
 
 
-def lower(case: Case, given: Arguments, entering: tuple[str, ...] = ()) -> Lowered:
+def camel(op: str) -> str:
+    """The name of an op's node."""
+    return "".join(part.capitalize() for part in op.split("_"))
+
+
+FEWER = {"direct": [1, 3], "last": [1], "powers": [1], "state": [1]}
+"""Lowerings that read out the last frames alone, and how many of them. "direct" reads out all as well."""
+
+_OTHERS = {
+    "diagonal_scan": {"either"},
+    "linear_scan": {"blocked"},
+    "linear_scan_own": {"chunked", "either", "masked"},
+    "selective_scan": {"last", "powers", "state"},
+}
+"""Lowerings that are not for a case when it reads out all frames."""
+
+
+def lowerings_of(name: str) -> list[str]:
+    """Names of the lowerings of a case for sequences that read out all frames."""
+    known = LOWERINGS[camel(CASES[name].op)].lowerings
+    return sorted({each.name for each in known if not each.is_frame} - _OTHERS.get(name, set()))
+
+
+each_lowering = pytest.mark.parametrize(
+    ("name", "lowering"), [(name, lowering) for name in CASES for lowering in lowerings_of(name)]
+)
+each_lowering_with_a_memory = pytest.mark.parametrize(
+    ("name", "lowering"),
+    [(name, lowering) for name, case in CASES.items() if case.memory for lowering in lowerings_of(name)],
+)
+
+
+@contextlib.contextmanager
+def only(op: str, lowering: str) -> Iterator[None]:
+    """Has linking know but one lowering of an op for sequences, beside those for frames."""
+    known = LOWERINGS[camel(op)]
+    kept = tuple(each for each in known.lowerings if each.name == lowering or each.is_frame)
+    with mock.patch.dict(LOWERINGS, {camel(op): dataclasses.replace(known, lowerings=kept)}):
+        yield
+
+
+def lower(case: Case, given: Arguments, entering: tuple[str, ...] = (), lowering: str | None = None) -> Lowered:
     """The op traced in float32, with a free batch and free lengths; of attention that slides also a free window.
 
     Args:
         entering: the arguments that are inputs of the graph, if not case.entering.
+        lowering: the one to take for sequences, if not the one that is preferred.
     """
+    with only(case.op, lowering) if lowering is not None else contextlib.nullcontext():
+        return _lower(case, given, entering)
+
+
+def _lower(case: Case, given: Arguments, entering: tuple[str, ...]) -> Lowered:
     given = {
         name: value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
         for name, value in given.items()
     }
     entering = tuple(name for name in given if name in (entering or case.entering))
-    shapes = {name: _shape(case, name, given[name]) for name in entering}
+    is_frame = given[case.streamed[0]].ndim == 2
+    shapes = {name: _shape(case, name, given[name], is_frame) for name in entering}
     inputs = [TensorSpec(name, "int64" if name == "position" else "float32", shapes[name]) for name in entering]
     y, *states = (value.shape for value in case.define(given))
-    lead = shapes[case.streamed[0]][: given[case.streamed[0]].ndim - 1]
+    lead = shapes[case.read_out][: 1 if is_frame else 2]
     outputs = [TensorSpec("y", "float32", (*lead, *y[len(lead) :]))]
-    for name, state in zip(case.memory, states, strict=True):
+    for name, state in zip(case.memory or ("state",), states, strict=False):
         outputs.append(TensorSpec(f"{name}_after", "float32", shapes.get(name, ("batch", *state[1:]))))
     module = Calls(case.op, given, list(entering))
     abstract = trace(module, inputs, outputs, 20)
     return Lowered(ir.to_proto(abstract), link(abstract))
 
 
-def _shape(case: Case, name: str, value: Tensor) -> tuple[int | str, ...]:
-    if name in case.streamed and value.ndim > 2:
-        # Keys that reach further back than queries have a length of their own.
-        return ("batch", f"length{value.shape[1]}", *value.shape[2:])
+def _shape(case: Case, name: str, value: Tensor, is_frame: bool) -> tuple[int | str, ...]:
+    if name in case.streamed and not is_frame:
+        # Keys that reach further back than queries have a length of their own; a single read-out is just one.
+        length = 1 if name == case.read_out and value.shape[1] == 1 else f"length{value.shape[1]}"
+        return ("batch", length, *value.shape[2:])
     if name in RINGS:
         return ("batch", value.shape[1], "window", value.shape[3])
     return ("batch", *value.shape[1:])
 
 
 @functools.cache
-def sequence_graph(name: str) -> Lowered:
+def sequence_graph(name: str, lowering: str | None = None) -> Lowered:
     """For sequences, of the sizes that are not free those of SIZES, with no prefix."""
-    return lower(CASES[name], CASES[name].arguments(SIZES | {"prefix": 0}))
+    return lower(CASES[name], CASES[name].arguments(SIZES | {"prefix": 0}), lowering=lowering)
 
 
 @functools.cache

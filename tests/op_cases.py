@@ -53,6 +53,12 @@ def linear_scan(draw: Draw, n: Sizes) -> Arguments:
     }
 
 
+def linear_scan_own(draw: Draw, n: Sizes) -> Arguments:
+    """Every channel has decays of its own."""
+    given = linear_scan(draw, n)
+    return given | {"log_decay": -torch.exp(draw(*given["x"].shape))}
+
+
 def diagonal_scan(draw: Draw, n: Sizes) -> Arguments:
     frames, each = (n["batch"], n["sequence"]), (n["groups"], n["state"])
     return {
@@ -124,6 +130,7 @@ class Case:
 
     Attributes:
         streamed: the arguments that have a sequence axis.
+        read_out: the one of them that has as many frames as the output: all, or the last ones.
         memory: the arguments that stand for the past, in the order in which the op gives them for what comes after.
     """
 
@@ -131,6 +138,7 @@ class Case:
     make: Callable[[Draw, Sizes], Arguments]
     streamed: tuple[str, ...]
     memory: tuple[str, ...] = ()
+    read_out: str = "x"
 
     @property
     def entering(self) -> tuple[str, ...]:
@@ -179,26 +187,41 @@ class Case:
             given = self.after(given, outputs, 1)
         return torch.stack(found, dim=1), *outputs[1:]
 
+    def without_memory(self, given: Arguments) -> tuple[Case, Arguments]:
+        """The same from a state of zeros, which is not given."""
+        case = dataclasses.replace(self, memory=())
+        return case, {name: value for name, value in given.items() if name not in self.memory}
+
+    def last(self, given: Arguments, frames: int) -> Arguments:
+        """The arguments to read out the last frames alone."""
+        return given | {self.read_out: given[self.read_out][:, -frames:]}
+
 
 ATTENDING = ("query", "key", "value")
 RINGS = ("past_key", "past_value")
 
 CASES: dict[str, Case] = {
-    "causal_attention": Case("causal_attention", causal_attention, ATTENDING),
+    "causal_attention": Case("causal_attention", causal_attention, ATTENDING, read_out="query"),
     "causal_conv1d": Case("causal_conv1d", causal_conv1d, ("x",), ("past",)),
-    "cumulative_scan": Case("cumulative_scan", cumulative_scan, ("x", "b", "c")),
-    "diagonal_scan": Case("diagonal_scan", diagonal_scan, ("x", "b", "c"), ("initial",)),
+    "cumulative_scan": Case("cumulative_scan", cumulative_scan, ("x", "b", "c"), read_out="c"),
+    "diagonal_scan": Case("diagonal_scan", diagonal_scan, ("x", "b", "c"), ("initial",), "c"),
     "fft_conv": Case("fft_conv", fft_conv, ("x",)),
     "floored_layer_norm": Case("floored_layer_norm", floored_layer_norm, ("x",)),
     "linear_scan": Case("linear_scan", linear_scan, ("x", "log_decay"), ("initial",)),
-    "selective_scan": Case("selective_scan", selective_scan, ("x", "delta", "b", "c"), ("initial",)),
-    "sliding_attention": Case("sliding_attention", sliding_attention, ATTENDING, RINGS),
-    "sliding_attention_sinks": Case("sliding_attention", sliding_attention_sinks, ATTENDING, RINGS),
+    "linear_scan_own": Case("linear_scan", linear_scan_own, ("x", "log_decay"), ("initial",)),
+    "selective_scan": Case("selective_scan", selective_scan, ("x", "delta", "b", "c"), ("initial",), "c"),
+    "sliding_attention": Case("sliding_attention", sliding_attention, ATTENDING, RINGS, "query"),
+    "sliding_attention_sinks": Case("sliding_attention", sliding_attention_sinks, ATTENDING, RINGS, "query"),
 }
 """By name of an op, or of a way to call one. An op without an entry fails the tests."""
 
-each_op = pytest.mark.parametrize("name", [*ops.OPS, "sliding_attention_sinks"])
+each_op = pytest.mark.parametrize("name", list(CASES))
 each_op_with_a_memory = pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.memory])
+each_op_that_reads_out = pytest.mark.parametrize(
+    "name", ["causal_attention", "cumulative_scan", "diagonal_scan", "selective_scan"]
+)
+"""Those that may read out the last frames alone."""
+
 each_op_of_a_shared_memory = pytest.mark.parametrize(
     "name", [name for name, case in CASES.items() if case.memory and case.memory != RINGS]
 )

@@ -209,7 +209,8 @@ def test_memory_is_that_of_the_run(any_bundle: ee.Bundle) -> None:
         assert found.peak_bytes is not None
         peaks.append(found.peak_bytes)
     assert peaks[0] < 2**25
-    assert peaks[1] > peaks[0] + 4 * 2000**2
+    # Not that of all attention scores at once, float32 [2000, 2000].
+    assert peaks[0] + 2**22 < peaks[1] < 4 * 2000**2
 
 
 def test_a_process_that_fails(any_bundle: ee.Bundle) -> None:
@@ -311,3 +312,18 @@ def test_the_benchmark_of_all_models(tmp_path: Path, monkeypatch: pytest.MonkeyP
     written = json.loads((tmp_path / "models.json").read_text())
     assert list(written["models"]) == ["h3", "hyena", "hymba", "ss_transformer"]
     assert str(Path.home()) not in (tmp_path / "models.json").read_text()
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_all_ops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
+    import ops as benchmark
+
+    assert benchmark.main(["--quick", "--plot", f"--output={tmp_path}"]) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ops.json", "ops.md", "ops.png"]
+    measured = json.loads((tmp_path / "ops.json").read_text())["results"]
+    for name in (case.title for case in benchmark.CASES):
+        # Of each case and length one body is taken, and torch is there too.
+        found = [result for result in measured if result["case"] == name]
+        assert sum(result["is_chosen"] for result in found) == len(benchmark.QUICK)
+        assert sum(not result["is_body"] for result in found) >= len(benchmark.QUICK)

@@ -30,13 +30,13 @@ COMMANDS = {
     "bench": {
         *("--graph", "--provider", "--threads", "--batch", "--length", "--against", "--rounds", "--plot", "--json")
     },
-    "inspect": {"--batch", "--sequence", "--graph", "--json"},
+    "inspect": {"--batch", "--sequence", "--graph", "--explain", "--json"},
     "convert": {"--architecture", "--names", "--option", "--json"},
     "doctor": {"--json"},
 }
 OF_EVERY_BUILD = {
-    "--weights", "--numerics", "--graph", "--target", "--precision", "--opset", "--seed", "--tolerance", "--output",
-    "--json",
+    "--weights", "--numerics", "--graph", "--target", "--precision", "--optimize", "--opset", "--seed", "--tolerance",
+    "--output", "--json",
 }  # fmt: skip
 
 
@@ -86,6 +86,7 @@ def test_build_options(capfd: Capture, name: str) -> None:
     assert "[18 to 25] [default: 20]" in words
     assert "[default: 1e-05]" in words
     assert "exported/ARCHITECTURE" in words
+    assert "--no-optimize " in words
     for field in fields:
         low, high, below = (field.metadata[key] for key in ("minimum", "maximum", "below"))
         allowed = f"{low} to {high}" if below == np.inf else f"{low} to below {below}"

@@ -230,11 +230,21 @@ class FramesAndSequences(nn.Module):
         return y[:, -1] + ops.linear_scan(frame * self.weight, -frame.abs(), state)[0]
 
 
-def test_an_op_in_two_forms_is_refused() -> None:
+def test_an_op_in_two_forms_has_a_body_for_each() -> None:
     inputs = [TensorSpec("x", "float32", ("batch", "sequence", 4)), TensorSpec("frame", "float32", ("batch", 4))]
-    model = trace(FramesAndSequences(), inputs, [TensorSpec("y", "float32", ("batch", 4))], 20)
-    with pytest.raises(CheckError, match="uses LinearScan in two forms"):
-        link(model)
+    module = FramesAndSequences()
+    model = link(trace(module, inputs, [TensorSpec("y", "float32", ("batch", 4))], 20))
+    onnx.checker.check_model(model, full_check=True)
+    scans = [node for node in model.graph.node if node.op_type == "LinearScan"]
+    bodies = [function.overload for function in model.functions if function.name == "LinearScan"]
+    assert sorted(node.overload for node in scans) == sorted(bodies)
+    assert len(set(bodies)) == 2
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    for batch, length in ((1, 1), (3, 20)):
+        x, frame = torch.randn(batch, length, 4), torch.randn(batch, 4)
+        (found,) = session.run(None, {"x": x.numpy(), "frame": frame.numpy()})
+        with torch.no_grad():
+            torch.testing.assert_close(torch.from_numpy(found), module(x, frame), rtol=1e-5, atol=1e-5)
 
 
 def test_an_op_without_a_body_is_refused() -> None:

@@ -17,6 +17,7 @@ from op_cases import (
     arguments,
     each_op,
     each_op_of_a_shared_memory,
+    each_op_that_reads_out,
     each_op_with_a_memory,
 )
 from torch import Tensor, nn
@@ -141,6 +142,36 @@ def test_one_memory_serves_every_entry_of_a_batch(name: str) -> None:
     for one, many in ((shared, each), (case.piece(shared, 0), case.piece(each, 0))):
         for found, expected in zip(case.define(one), case.define(many), strict=True):
             assert torch.equal(found, expected)
+
+
+@each_op_of_a_shared_memory
+@pytest.mark.parametrize("is_frame", [False, True])
+def test_no_memory_is_one_of_zeros(name: str, is_frame: bool) -> None:
+    case, given = CASES[name], arguments(name)
+    given = case.piece(given, 0) if is_frame else given
+    zeros = given | {memory: torch.zeros_like(given[memory]) for memory in case.memory}
+    fresh, less = case.without_memory(given)
+    for found, expected in zip(fresh.define(less), case.define(zeros), strict=True):
+        assert torch.equal(found, expected)
+    torch.library.opcheck(getattr(torch.ops.edifice, case.op).default, tuple(less.values()))
+
+
+@each_op_that_reads_out
+@pytest.mark.parametrize("frames", [1, 3, SIZES["sequence"]])
+def test_read_outs_of_the_last_frames_are_the_last_of_all(name: str, frames: int) -> None:
+    case, given = CASES[name], arguments(name)
+    last = case.last(given, frames)
+    (found, *state), (expected, *state_expected) = case.define(last), case.define(given)
+    torch.testing.assert_close([found, *state], [expected[:, -frames:], *state_expected], **EXACT)
+    torch.library.opcheck(getattr(torch.ops.edifice, case.op).default, tuple(last.values()))
+
+
+@pytest.mark.parametrize("name", ["cumulative_scan", "diagonal_scan", "selective_scan"])
+def test_more_read_outs_than_frames_are_refused(name: str) -> None:
+    given = arguments(name)
+    given["c"] = torch.cat([given["c"], given["c"]], dim=1)
+    with pytest.raises(ValueError, match="there are 18 read-outs of 9 frames"):
+        CASES[name].define(given)
 
 
 def test_selective_scan_is_the_recurrence() -> None:

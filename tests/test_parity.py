@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from cli_helpers import REMOVED, edit_manifest
+from cli_helpers import REMOVED, edit_manifest, replace_bodies
 from conftest import GOLDEN, TINY, any_architecture
 from hypothesis import given
 from hypothesis import strategies as st
@@ -23,7 +23,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import edifice_export as ee
-from edifice_export import functions, parity
+from edifice_export import parity
 from edifice_export.bundle import hash_files
 from edifice_export.functions.domain import EDIFICE, op
 from edifice_export.manifest import MANIFEST
@@ -180,7 +180,7 @@ def test_a_graph_that_is_wrong_except_at_the_last_token_of_one_length_fails(
         )  # fmt: skip
         return y, final
 
-    monkeypatch.setitem(functions.LOWERINGS, "SelectiveScan", functions.Lowerings((SelectiveScan,)))
+    replace_bodies(monkeypatch, "SelectiveScan", lambda _: SelectiveScan, "plain")
     with pytest.raises(ee.CheckError) as caught:
         ee.build("hymba", graph="window", output=tmp_path / "wrong", **TINY)
     assert "blocks.0.mamba/selective_scan (edifice::SelectiveScan)" in str(caught.value)

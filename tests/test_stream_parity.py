@@ -20,7 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 from stream_helpers import WINDOW
 
 import edifice_export as ee
-from edifice_export import functions, parity, stream_parity
+from edifice_export import parity, stream_parity
 from edifice_export.report import Case, Report
 from edifice_export.stream_parity import AFTER, BATCH, LONG_WINDOW, MAGNITUDES, _Plan
 
@@ -443,17 +443,7 @@ def test_nothing_is_written_when_a_frames_body_is_wrong(
 ) -> None:
     """All the way from a lowering to the message of a build."""
     helpers.trace_once(monkeypatch)
-    known = functions.LOWERINGS["SelectiveScan"]
-    (frame,) = known.frame
-
-    def to_function_proto() -> onnx.FunctionProto:
-        proto = frame.to_function_proto()
-        proto.node.append(helper.make_node("Neg", proto.output[output : output + 1], ["negative"]))
-        proto.output[output] = "negative"
-        return proto
-
-    wrong = type("Wrong", (), {"to_function_proto": staticmethod(to_function_proto)})()
-    monkeypatch.setitem(functions.LOWERINGS, "SelectiveScan", dataclasses.replace(known, frame=(wrong,)))
+    helpers.replace_bodies(monkeypatch, "SelectiveScan", lambda body: helpers.negated(body, output), "frame")
     with pytest.raises(ee.CheckError) as caught:
         ee.build(bundle.manifest.architecture, graph="stream", output=tmp_path / "b", **TINY)
     assert "hymba was not written: " in str(caught.value)

@@ -15,6 +15,7 @@ import onnxruntime as ort
 import pytest
 import torch
 from conftest import TINY
+from lowered import nodes
 from torch import Tensor, nn
 
 import edifice_export as ee
@@ -104,7 +105,7 @@ def test_a_bundles_models_have_symbols_and_functions(bundle: ee.Bundle) -> None:
     for graph in bundle.manifest.graphs.values():
         model = onnx.load(bundle.file(graph.model))
         assert {function.domain for function in model.functions} == {"edifice"}
-        called = [node for function in model.functions for node in function.node if node.domain]
+        called = nodes(node for function in model.functions for node in function.node)
         used = {node.op_type for node in (*model.graph.node, *called) if node.domain == "edifice"}
         assert used == {function.name for function in model.functions}
         assert {entry.domain: entry.version for entry in model.opset_import} == {"": 20, "edifice": 1}

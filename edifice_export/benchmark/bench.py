@@ -6,11 +6,10 @@ their ratio, within one run, says more than milliseconds of different runs.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from ..defaults import TOLERANCE
 from ..errors import CheckError
 from ..report import compare
 from ..runtime.providers import ORT_ERRORS
-from ..torch_import import require_torch, why_no_torch
+from ..torch_import import require_torch, torch_threads, why_no_torch
 from .contestants import Contestant, Subject, bundle_contestants, forward, products
 from .footprint import footprint
 from .plan import Point, check_against, check_rounds, plan
@@ -142,7 +141,7 @@ def take_turns(
 
 def _measure(subject: Subject, point: Point, against: Sequence[str], rounds: int | None) -> list[BenchResult]:
     frames = subject.input(point)
-    with _torch_threads(point.threads), tempfile.TemporaryDirectory(prefix="edifice-export-") as folder:
+    with torch_threads(point.threads), tempfile.TemporaryDirectory(prefix="edifice-export-") as folder:
         contestants = bundle_contestants(subject, point, frames)
         if subject.reference is not None:
             contestants += products(subject, point, frames)
@@ -220,19 +219,3 @@ def _costs(subject: Subject, point: Point, contestant: Contestant) -> dict[str, 
         return {}
     found = footprint(contestant.model, contestant.inputs, subject.providers, point.threads)
     return dataclasses.asdict(found)
-
-
-@contextlib.contextmanager
-def _torch_threads(count: int) -> Iterator[None]:
-    """Has torch, where it is here, compute with this many threads."""
-    if why_no_torch() is not None:
-        yield
-        return
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -3,8 +3,9 @@
 from onnxscript import script
 
 from .domain import EDIFICE, op
+from .lowering import Lowering, Op
 
-__all__ = ["CumulativeScan"]
+__all__ = ["OP"]
 
 
 @script(EDIFICE, default_opset=op)
@@ -15,8 +16,15 @@ def CumulativeScan(x, log_decay, b, c, epsilon: float):
     column = op.Unsqueeze(frames, op.Constant(value_ints=[1]))
     steps = op.Unsqueeze(op.CastLike(column + op.Constant(value_int=1), x), op.Constant(value_ints=[2]))
     product = op.Exp(steps * log_decay)
+    queries = op.Squeeze(op.Shape(c, start=1, end=2), op.Constant(value_ints=[0]))
+    read_at = op.Range(length - queries, length, op.Constant(value_int=1))
     key = b / (product + op.CastLike(op.Constant(value_float=epsilon), x))
-    scores = op.MatMul(op.Transpose(c * product, perm=[0, 2, 1, 3]), op.Transpose(key, perm=[0, 2, 3, 1]))
+    scores = op.MatMul(
+        op.Transpose(c * op.Gather(product, read_at), perm=[0, 2, 1, 3]), op.Transpose(key, perm=[0, 2, 3, 1])
+    )
     nothing = op.CastLike(op.Constant(value_float=0.0), x)
-    past = op.Where(op.LessOrEqual(frames, column), scores, nothing)
+    past = op.Where(op.LessOrEqual(frames, op.Unsqueeze(read_at, op.Constant(value_ints=[1]))), scores, nothing)
     return op.Transpose(op.MatMul(past, op.Unsqueeze(x, op.Constant(value_ints=[1]))), perm=[0, 2, 1, 3])
+
+
+OP = Op((Lowering("masked", CumulativeScan),))

@@ -3,8 +3,9 @@
 from onnxscript import script
 
 from .domain import EDIFICE, op
+from .lowering import Lowering, Op
 
-__all__ = ["FlooredLayerNorm"]
+__all__ = ["OP"]
 
 
 @script(EDIFICE, default_opset=op)
@@ -17,3 +18,6 @@ def FlooredLayerNorm(x, weight, bias, epsilon: float):
     variance = op.ReduceMean(centred * centred, last, keepdims=1)
     variance = op.Where(op.GreaterOrEqual(variance, floor), variance, zero)
     return centred / op.Sqrt(variance + floor) * weight + bias
+
+
+OP = Op((Lowering("plain", FlooredLayerNorm),))

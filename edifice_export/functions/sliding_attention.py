@@ -6,13 +6,9 @@ Epsilon is left out, see CausalAttention.
 from onnxscript import script
 
 from .domain import EDIFICE, op
+from .lowering import Lowering, Op
 
-__all__ = [
-    "SlidingAttention",
-    "SlidingAttentionFrame",
-    "SlidingAttentionSinks",
-    "SlidingAttentionSinksFrame",
-]
+__all__ = ["OP"]
 
 
 @script(EDIFICE, default_opset=op)
@@ -233,3 +229,13 @@ def SlidingAttentionSinksFrame(
     from_sinks = op.MatMul(sink_weights, op.Transpose(op.Reshape(sink_value, split), perm=[1, 0, 2]))
     y = op.Reshape(from_sinks + op.MatMul(frame_weights, final_value), op.Constant(value_ints=[0, -1]))
     return y, final_key, final_value
+
+
+OP = Op(
+    (
+        Lowering("blocks", SlidingAttention),
+        Lowering("blocks", SlidingAttentionSinks),
+        Lowering("frame", SlidingAttentionFrame, is_frame=True),
+        Lowering("frame", SlidingAttentionSinksFrame, is_frame=True),
+    )
+)

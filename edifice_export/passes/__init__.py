@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from .fast_softplus import fast_softplus
+from .fold_constants import fold_constants
+from .last_frames import last_frames
 from .merge_projections import merge_projections
+from .separate_projections import separate_projections
 from .whole_softplus import whole_softplus
 
 __all__ = ["PASSES", "optimize"]
 
-PASSES = (whole_softplus, merge_projections)
+PASSES = (fold_constants, whole_softplus, fast_softplus, separate_projections, last_frames, merge_projections)
 
 
 def optimize(model: ir.Model) -> None:

@@ -1,0 +1,121 @@
+"""What a lowering is, and what is known of a node when one is chosen for it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from onnxscript import OnnxFunction
+
+from ..defaults import TARGETS
+
+__all__ = ["Body", "Call", "Choice", "Lowering", "Op"]
+
+Body = OnnxFunction[..., Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """A node of an edifice op, as far as the choice of its body depends on it.
+
+    Attributes:
+        shapes: of every input: sizes, those that are free by their symbol; None for an input of which nothing is known.
+        expected: the same with the number that a free size is made for: the window for a sequence, 1 for a batch;
+            None where any number may come.
+        constants: the values of inputs that no input of the graph changes, None for the others.
+        target: what the graph is lowered for, one of defaults.TARGETS.
+    """
+
+    shapes: tuple[tuple[int | str | None, ...] | None, ...]
+    expected: tuple[tuple[int | None, ...] | None, ...]
+    constants: tuple[np.ndarray | None, ...] = ()
+    target: str = "portable"
+
+    @property
+    def is_frame(self) -> bool:
+        """Whether it computes one frame in place of a sequence."""
+        shape = self.shapes[0]
+        return shape is not None and len(shape) == 2
+
+    @property
+    def scans(self) -> bool:
+        """Whether the target is good at Scan."""
+        return TARGETS[self.target]
+
+    def size(self, index: int, axis: int) -> int | None:
+        """The number that an input's size is made for, None where any may come."""
+        shape = self.expected[index]
+        return shape[axis] if shape is not None else None
+
+
+@dataclasses.dataclass(frozen=True)
+class Lowering:
+    """One body of an op.
+
+    Attributes:
+        name: what it is called among the op's lowerings.
+        body: takes the op's inputs. A node without an initial state is given one of zeros if the body takes one.
+        is_frame: for one frame in place of a sequence.
+        takes: whether the body computes a node, of which it is known that inputs and form fit.
+        sizes: attributes that the body has and the op has not, each a known size: an input and its axis.
+    """
+
+    name: str
+    body: Body
+    is_frame: bool = False
+    takes: Callable[[Call], bool] = lambda _: True
+    sizes: Mapping[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
+
+    @property
+    def inputs(self) -> int:
+        """How many it takes."""
+        return len(self.body.to_function_proto().input)
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """The lowering of a node, and why it is this one."""
+
+    lowering: Lowering
+    why: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Op:
+    """All lowerings of an op.
+
+    Attributes:
+        lowerings: every body, for sequences (or whatever else the op takes) and for single frames.
+        prefer: of those that fit a node, the name of the one to take and why; not asked where only one fits.
+        starts_from_zero: whether its last input is a state that may be left out.
+    """
+
+    lowerings: tuple[Lowering, ...]
+    prefer: Callable[[Call], tuple[str, str]] | None = None
+    starts_from_zero: bool = False
+
+    def fitting(self, call: Call) -> list[Lowering]:
+        """The lowerings that compute a node: with its inputs, or else with a state of zeros besides."""
+        given = len(call.shapes)
+        right = [each for each in self.lowerings if each.is_frame == call.is_frame or not self._has_frames]
+        found = [each for each in right if each.inputs == given and each.takes(call)]
+        if self.starts_from_zero and given + 1 == max(each.inputs for each in self.lowerings):
+            found += [each for each in right if each.inputs == given + 1 and each.takes(call)]
+        named: dict[str, Lowering] = {}
+        for each in found:
+            named.setdefault(each.name, each)
+        return list(named.values())
+
+    def choose(self, call: Call) -> Choice | None:
+        """The lowering of a node, or None if there is none."""
+        fitting = self.fitting(call)
+        if len(fitting) <= 1 or self.prefer is None:
+            return Choice(fitting[0], "the only one") if fitting else None
+        name, why = self.prefer(call)
+        return Choice(next(each for each in fitting if each.name == name), why)
+
+    @property
+    def _has_frames(self) -> bool:
+        return any(each.is_frame for each in self.lowerings)

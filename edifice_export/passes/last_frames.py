@@ -1,0 +1,299 @@
+"""Only the last frame's output is asked for: whatever is needed of it alone is computed for the last frames alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import cast
+
+import numpy as np
+import onnx_ir as ir
+
+from ..functions.domain import EDIFICE
+from ..specification import SEQUENCE
+from .editing import array_of, axis_of, given, initializer, is_constant, new_value, remove
+
+__all__ = ["last_frames"]
+
+ALL = math.inf
+"""Every frame is needed."""
+
+_ELEMENTWISE = """Abs Add And Cast Clip Div Elu Equal Erf Exp Gelu Greater GreaterOrEqual HardSigmoid HardSwish Less
+LeakyRelu LessOrEqual Log Max Min Mish Mul Neg Not Or Pow Reciprocal Relu Selu Sigmoid Sign Softplus Sqrt Sub Tanh
+Where"""
+_ALONG_OTHER_AXES = frozenset({"Concat", "LayerNormalization", "LogSoftmax", "Softmax", "Split"})
+_REDUCTIONS = frozenset({"ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum", "ReduceSumSquare"})
+_WITH_AXES = frozenset({"Squeeze", "Unsqueeze"})
+
+_READS_OUT = {"CausalAttention": 0, "CumulativeScan": 3, "DiagonalScan": 3, "SelectiveScan": 4}
+"""Ops that may have fewer queries or read-outs than frames, and the input that these are."""
+
+_ONE_OR_ALL = "SelectiveScan"
+"""It has lowerings for the last read-out and for all."""
+
+
+def last_frames(model: ir.Model) -> int:
+    """Has every node compute no more of the last frames than its readers need.
+
+    From what reads one frame, the last (`Gather` at -1), the numbers of frames needed go up through the graph: the
+    final layer's feed-forward, gates, output projections, queries and read-outs are needed for one frame, what goes
+    into a short convolution for as many as its kernel is long, what goes into recurrences, keys and values for all.
+    Then, from the inputs down, a Slice is put where fewer frames are needed than there are. A sequence that is shorter
+    is taken whole.
+
+    Returns:
+        How many nodes compute fewer frames than before.
+    """
+    return _Narrowing(model.graph).run()
+
+
+class _Narrowing:
+    """One run of the pass over a graph."""
+
+    def __init__(self, graph: ir.Graph) -> None:
+        self.graph = graph
+        self.needed: dict[ir.Value, float] = {}  # frames that some reader needs
+        self.counts: dict[
+            ir.Node, list[float] | None
+        ] = {}  # what each node needs, by the shapes before any is narrowed
+        self.held: dict[ir.Value, float] = {}  # frames that there are, of values that are no longer whole
+        self.sliced: dict[tuple[ir.Value, float], ir.Value] = {}
+
+    def run(self) -> int:
+        nodes = list(self.graph)
+        for value in self.graph.outputs:
+            self.needed[value] = ALL
+        for node in reversed(nodes):
+            self.counts[node] = _counts(node, self._of(node))
+            for value, count in self._needs(node):
+                self.needed[value] = max(self.needed.get(value, 0), count)
+        narrowed = 0
+        for node in nodes:
+            if (self._of_one_frame(node) and _compute_the_last(self.graph, node)) or self._narrow(node):
+                narrowed += 1
+        return narrowed
+
+    def _of(self, node: ir.Node) -> float:
+        """Frames that are needed of what a node gives for every frame: its first output, or any part of a split.
+
+        Of a node from which only a state is read, one: there are no sequences of none.
+        """
+        outputs = node.outputs if node.op_type == "Split" else node.outputs[:1]
+        return max(1, *(self.needed.get(value, 0) for value in outputs))
+
+    def _needs(self, node: ir.Node) -> Iterable[tuple[ir.Value, float]]:
+        """What a node needs of each input."""
+        counts = self.counts[node]
+        for index, value in enumerate(node.inputs):
+            if value is not None:
+                yield value, counts[index] if counts is not None else ALL
+
+    def _narrow(self, node: ir.Node) -> bool:
+        """Gives a node no more frames than it needs."""
+        if _selects_the_last(node):
+            return False
+        of, counts = self._of(node), self.counts[node]
+        if counts is None:
+            return False
+        for index, value in enumerate(node.inputs):
+            if value is not None and counts[index] < self.held.get(value, ALL) and _sequence_axis(value) is not None:
+                node.replace_input_with(index, self._slice(node, value, counts[index]))
+        if of == ALL:
+            return False
+        # A convolution gives as many frames as it takes.
+        held = counts[0] if node.op_type == "CausalConv1d" else of
+        for value in node.outputs if node.op_type == "Split" else node.outputs[:1]:
+            axis = _sequence_axis(value)
+            if axis is not None and value.shape is not None:
+                self.held[value] = held
+                value.shape = ir.Shape([*value.shape[:axis], _size(held), *value.shape[axis + 1 :]])
+        return True
+
+    def _slice(self, node: ir.Node, value: ir.Value, count: float) -> ir.Value:
+        """The last frames of a value, before the node that first needs them."""
+        if (value, count) not in self.sliced:
+            axis = cast(int, _sequence_axis(value))
+            name = f"{value.name}/last_{count:.0f}"
+            bounds = [
+                initializer(self.graph, f"{what}_{number:.0f}", np.array([number], np.int64))
+                for what, number in (("start", -count), ("end", _END), ("axis", axis))
+            ]
+            slicing = ir.node("Slice", [value, *bounds], name=name)
+            shape = value.shape
+            assert shape is not None
+            new_value(slicing.outputs[0], value, name, [*shape[:axis], _size(count), *shape[axis + 1 :]])
+            self.graph.insert_before(node, slicing)
+            self.sliced[value, count] = slicing.outputs[0]
+        return self.sliced[value, count]
+
+    def _of_one_frame(self, node: ir.Node) -> bool:
+        return node.op_type in _LAST and node.domain == EDIFICE.domain and self.needed.get(node.outputs[0]) == 1
+
+
+_END = 2**63 - 1
+
+
+def _size(count: float) -> int | ir.SymbolicDim:
+    """Of the last frames: as many as there are, at most `count`; one there always is."""
+    return 1 if count == 1 else ir.SymbolicDim(f"last_{count:.0f}")
+
+
+def _sequence_axis(value: ir.Value | None) -> int | None:
+    """The axis of frames, whole or narrowed."""
+    if value is None or value.shape is None:
+        return None
+    found = [axis for axis, size in enumerate(value.shape) if isinstance(size, ir.SymbolicDim) and _is_frames(size)]
+    return found[0] if len(found) == 1 else None
+
+
+def _is_frames(size: ir.SymbolicDim) -> bool:
+    return size.value == SEQUENCE or (size.value or "").startswith("last_")
+
+
+def _selects_the_last(node: ir.Node) -> bool:
+    """Whether a node takes the last frame away from a sequence."""
+    if node.op_type != "Gather" or node.domain or not is_constant(node.inputs[1]):
+        return False
+    value = given(node, 0)
+    axis = _sequence_axis(value)
+    index = array_of(node.inputs[1])
+    return axis is not None and axis == axis_of(node, len(value.shape or ())) and index.shape == () and index == -1
+
+
+def _counts(node: ir.Node, of: float) -> list[float] | None:
+    """Frames that a node needs of each input to give the last `of`, or None where it needs all of them to give any."""
+    if _selects_the_last(node):
+        return [1, ALL]
+    rule = _RULES.get((node.domain, node.op_type))
+    return rule(node, of) if rule is not None else None
+
+
+def _elementwise(node: ir.Node, of: float) -> list[float] | None:
+    axis = _from_the_right(node.outputs[0])
+    aligned = all(_from_the_right(value) in (None, axis) for value in node.inputs if value is not None)
+    return [of] * len(node.inputs) if axis is not None and aligned else None
+
+
+def _from_the_right(value: ir.Value | None) -> int | None:
+    axis = _sequence_axis(value)
+    return None if axis is None else axis - len(cast(ir.Value, value).shape or ())
+
+
+def _along_another_axis(node: ir.Node, of: float) -> list[float] | None:
+    value = given(node, 0)
+    axis = _sequence_axis(value)
+    default = -1 if node.op_type != "Split" else 0
+    own = axis_of(node, len(value.shape or ()), default) if value.shape else None
+    # Layer norm takes the axes from its own to the last.
+    if axis is None or own is None or (own <= axis if node.op_type == "LayerNormalization" else own == axis):
+        return None
+    counts = [of if _sequence_axis(each) == axis else ALL for each in node.inputs]
+    return counts if node.op_type != "Concat" or ALL not in counts else None
+
+
+def _reduction(node: ir.Node, of: float) -> list[float] | None:
+    axis, axes = _sequence_axis(given(node, 0)), node.inputs[1] if len(node.inputs) > 1 else None
+    if axis is None or not is_constant(axes):
+        return None
+    rank = len(given(node, 0).shape or ())
+    return [of, ALL] if axis not in {int(each) % rank for each in array_of(axes).flat} else None
+
+
+def _moved_axis(node: ir.Node, of: float) -> list[float] | None:
+    """Squeeze and Unsqueeze of other axes."""
+    whole = _sequence_axis(given(node, 0)) is not None and _sequence_axis(node.outputs[0]) is not None
+    return [of, ALL] if whole and is_constant(node.inputs[1]) else None
+
+
+def _sliced(node: ir.Node, of: float) -> list[float] | None:
+    """A slice of other axes."""
+    axis, axes = _sequence_axis(given(node, 0)), node.inputs[3] if len(node.inputs) > 3 else None
+    if axis is None or not is_constant(axes):
+        return None
+    rank = len(given(node, 0).shape or ())
+    return [of, *[ALL] * (len(node.inputs) - 1)] if axis not in {int(each) % rank for each in array_of(axes)} else None
+
+
+def _product(node: ir.Node, of: float) -> list[float] | None:
+    left, right = given(node, 0), given(node, 1)
+    axis = _sequence_axis(left)
+    rows = axis is not None and left.shape is not None and axis < len(left.shape) - 1
+    return [of, ALL] if rows and is_constant(right) else None
+
+
+def _reads_out(node: ir.Node, of: float) -> list[float] | None:
+    counts = [ALL] * len(node.inputs)
+    if node.op_type == _ONE_OR_ALL and of > 1:
+        return None
+    counts[_READS_OUT[node.op_type]] = of
+    return counts
+
+
+def _normalized(node: ir.Node, of: float) -> list[float] | None:
+    return [of if index == 0 else ALL for index in range(len(node.inputs))]
+
+
+def _convolved(node: ir.Node, of: float) -> list[float] | None:
+    """Frames that a kernel sees; the last ones are also the state that it leaves."""
+    kernel = cast(int, given(node, 1).shape[-1])  # type: ignore[index]
+    return [of + kernel - 1 if index == 0 else ALL for index in range(len(node.inputs))]
+
+
+_RULES: dict[tuple[str, str], Callable[[ir.Node, float], list[float] | None]] = {
+    **{("", op): _elementwise for op in _ELEMENTWISE.split()},
+    **{("", op): _along_another_axis for op in _ALONG_OTHER_AXES},
+    **{("", op): _reduction for op in _REDUCTIONS},
+    **{("", op): _moved_axis for op in _WITH_AXES},
+    ("", "MatMul"): _product,
+    ("", "Slice"): _sliced,
+    **{(EDIFICE.domain, op): _reads_out for op in _READS_OUT},
+    (EDIFICE.domain, "CausalConv1d"): _convolved,
+    (EDIFICE.domain, "FlooredLayerNorm"): _normalized,
+}
+
+
+def _compute_the_last(graph: ir.Graph, node: ir.Node) -> bool:
+    """Puts in place of an op, whose output is needed at one frame, what gives just that one; False if nothing does."""
+    y = node.outputs[0]
+    found = _LAST[node.op_type](graph, node)
+    if found is None:
+        return False
+    assert y.shape is not None
+    name = cast(str, y.name)
+    y.name = f"{name}.whole"
+    new_value(found, y, name, [y.shape[0], 1, *y.shape[2:]])
+    y.replace_all_uses_with(found)
+    if not any(value.uses() or value.is_graph_output() for value in node.outputs):
+        remove(graph, [node])
+    return True
+
+
+def _last_of_linear_scan(graph: ir.Graph, node: ir.Node) -> ir.Value:
+    """The state after the last frame."""
+    axis = initializer(graph, "axis_1", np.array([1], np.int64))
+    unsqueezed = ir.node("Unsqueeze", [node.outputs[1], axis], name=f"{node.name}/last")
+    graph.insert_after(node, unsqueezed)
+    return unsqueezed.outputs[0]
+
+
+def _last_of_fft_conv(graph: ir.Graph, node: ir.Node) -> ir.Value | None:
+    """A product of the frames and the taps that meet them, the oldest frame's first, summed over time."""
+    x, kernel = given(node, 0), given(node, 1)
+    # Of a window of one frame, a longer sequence would be multiplied instead of refused.
+    if not is_constant(kernel) or kernel.shape is None or kernel.shape[0] == 1:
+        return None
+    oldest_first = initializer(graph, f"{kernel.name}.oldest_first", array_of(kernel)[::-1])
+    axis0, axis1 = (initializer(graph, f"axis_{axis}", np.array([axis], np.int64)) for axis in (0, 1))
+    end = initializer(graph, f"end_{_END}", np.array([_END], np.int64))
+    length = ir.node("Shape", [x], {"start": 1, "end": 2}, name=f"{node.name}/length")
+    start = ir.node("Neg", [length.outputs[0]], name=f"{node.name}/start")
+    taps = ir.node("Slice", [oldest_first, start.outputs[0], end, axis0], name=f"{node.name}/taps")
+    met = ir.node("Mul", [x, taps.outputs[0]], name=f"{node.name}/met")
+    total = ir.node("ReduceSum", [met.outputs[0], axis1], {"keepdims": 1}, name=f"{node.name}/last")
+    for each in (length, start, taps, met):
+        each.outputs[0].name = each.name
+    graph.insert_after(node, [length, start, taps, met, total])
+    return total.outputs[0]
+
+
+_LAST = {"FftConv": _last_of_fft_conv, "LinearScan": _last_of_linear_scan}

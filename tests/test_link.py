@@ -1,0 +1,207 @@
+"""Link: a body for every node, of its own where nodes differ, without what is not read, and with its reason."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+import torch
+from lowered import nodes as all_nodes
+from torch import Tensor, nn
+
+from edifice_export.errors import CheckError
+from edifice_export.functions import LOWERINGS
+from edifice_export.functions.linear_scan import MASKED
+from edifice_export.functions.lowering import Call, Op
+from edifice_export.link import link
+from edifice_export.manifest import LOWERING, REASON
+from edifice_export.specification import TensorSpec
+from edifice_export.trace import trace
+from edifice_reference import ops
+
+X = TensorSpec("x", "float32", ("batch", "sequence", 4))
+
+
+def traced(module: nn.Module, *shapes: tuple[int | str, ...]) -> ir.Model:
+    """An abstract graph from x to outputs of these shapes."""
+    outputs = [TensorSpec(f"y{index}", "float32", shape) for index, shape in enumerate(shapes)]
+    return trace(module, [X], outputs, 20)
+
+
+def overloads(model: onnx.ModelProto, op: str) -> list[tuple[str, int]]:
+    """Of each body of an op, what it is called and how many outputs it has."""
+    return sorted((body.overload, len(body.output)) for body in model.functions if body.name == op)
+
+
+def said(model: onnx.ModelProto) -> list[dict[str, str]]:
+    """The metadata of each edifice node."""
+    return [{each.key: each.value for each in node.metadata_props} for node in model.graph.node if node.domain]
+
+
+def assert_right(model: onnx.ModelProto, module: nn.Module) -> None:
+    """At several sizes, against the module itself."""
+    onnx.checker.check_model(model, full_check=True)
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    for batch, length in ((1, 1), (2, 7), (3, 70), (1, 300)):
+        x = torch.randn(batch, length, 4, generator=torch.Generator().manual_seed(length))
+        with torch.no_grad():
+            expected = module(x)
+        expected = expected if isinstance(expected, tuple) else (expected,)
+        for found, wanted in zip(session.run(None, {"x": x.numpy()}), expected, strict=True):
+            torch.testing.assert_close(torch.from_numpy(found), wanted, rtol=1e-5, atol=1e-5)
+
+
+class Scans(nn.Module):
+    """Linear scans that share a decay: with and without an initial state, of which one output or both are read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.initial = nn.Parameter(torch.ones(1, 4))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        decay = -x[..., :1].abs()
+        x, _ = ops.linear_scan(x, decay)
+        x, _ = ops.linear_scan(x / 2, decay, self.initial)
+        x, state = ops.linear_scan(x / 2, decay)
+        x, _ = ops.linear_scan(x / 2, decay * torch.ones(4))
+        return x, state
+
+
+def test_nodes_of_one_op_may_have_different_bodies() -> None:
+    module = Scans()
+    model = traced(module, X.shape, ("batch", 4))
+    for length, target, name in (
+        (None, "portable", "chunked"),
+        (MASKED, "portable", "either"),
+        (MASKED, "dml", "masked"),
+        (MASKED + 1, "portable", "chunked"),
+    ):
+        linked = link(model, length, target)
+        assert [each[LOWERING] for each in said(linked)] == [name, name, name, "blocked"]
+        nodes = [node for node in linked.graph.node if node.domain]
+        assert [len(node.output) for node in nodes] == [1, 1, 2, 1]
+        bodies = overloads(linked, "LinearScan")
+        assert {node.overload for node in nodes} == {overload for overload, _ in bodies}
+        assert len({overload for overload, _ in bodies}) == len(bodies)
+        # A body with a state and one without are two where the lowering has both.
+        assert len(bodies) == (4 if name == "masked" else 3)
+        assert_right(linked, module)
+
+
+def test_zeros_that_nodes_start_from_are_one_constant() -> None:
+    model = traced(Scans(), X.shape, ("batch", 4))
+    linked = link(model, 1000)
+    zeros = [tensor for tensor in linked.graph.initializer if tensor.name.startswith("zeros")]
+    assert [list(tensor.dims) for tensor in zeros] == [[1, 4]]
+    assert not np.any(onnx.numpy_helper.to_array(zeros[0]))
+    assert all(len(node.input) == 3 for node in linked.graph.node if node.domain)
+
+
+class Same(nn.Module):
+    """Two scans that differ in nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for _ in range(2):
+            x = ops.linear_scan(x * self.scale / 2, -x[..., :1].abs())[0]
+        return x
+
+
+def test_nodes_that_do_not_differ_share_a_body() -> None:
+    module = Same()
+    linked = link(traced(module, X.shape), 50)
+    assert overloads(linked, "LinearScan") == [("", 1)]
+    assert len(said(linked)) == 2
+    assert_right(linked, module)
+
+
+def test_what_is_not_read_is_not_computed() -> None:
+    """Neither the state nor the nodes that lead to it alone."""
+
+    class Reads(nn.Module):
+        def __init__(self, state: bool) -> None:
+            super().__init__()
+            self.state = state
+            self.rates = nn.Parameter(-torch.rand(1, 3))
+            self.weight = nn.Parameter(torch.rand(4, 3))
+
+        def forward(self, x: Tensor) -> Any:
+            weights = (x @ self.weight)[:, :, None]
+            found = ops.diagonal_scan(x, self.rates, weights, weights)
+            return found if self.state else found[0]
+
+    y, state = ("batch", "sequence", 1, 4), ("batch", 1, 3, 4)
+    both, first = Reads(True), Reads(False)
+    whole, part = link(traced(both, y, state), 50, "dml"), link(traced(first, y), 50, "dml")
+    assert [overloads(model, "DiagonalScan") for model in (whole, part)] == [[("", 2)], [("", 1)]]
+    assert "StateAfter" in {function.name for function in whole.functions}
+    assert "StateAfter" not in {function.name for function in part.functions}
+    for model, module in ((whole, both), (part, first)):
+        assert_right(model, module)
+        for function in model.functions:
+            read = {name for node in all_nodes(function.node) for name in node.input} | set(function.output)
+            assert all(read & set(node.output) for node in function.node)
+
+
+def test_a_reason_is_given_for_every_choice() -> None:
+    linked = link(traced(Scans(), X.shape, ("batch", 4)), MASKED)
+    assert [each[REASON] for each in said(linked)] == [*[f"{MASKED} frames, at most {MASKED}"] * 3, "the only one"]
+    assert said(link(traced(Scans(), X.shape, ("batch", 4))))[0][REASON] == "any number of frames"
+
+
+def test_linking_leaves_the_graph_alone_and_gives_the_same_again() -> None:
+    model = traced(Scans(), X.shape, ("batch", 4))
+    before = ir.to_proto(model)
+    first = link(model, 50)
+    assert ir.to_proto(model) == before
+    assert link(model, 50).SerializeToString(deterministic=True) == first.SerializeToString(deterministic=True)
+
+
+@pytest.mark.parametrize(
+    ("size", "length", "expected"),
+    [
+        (5, None, 5),
+        ("batch", None, 1),
+        ("sequence", 60, 60),
+        ("sequence", None, None),
+        ("sequence + 4", 60, 64),
+        ("sequence + 4", None, None),
+        ("last_7", None, 7),
+        ("last_7", 60, 7),
+        ("last_7", 3, 3),
+        ("window", 60, None),
+    ],
+)
+def test_a_choice_knows_what_sizes_are_made_for(
+    monkeypatch: pytest.MonkeyPatch, size: int | str, length: int | None, expected: int | None
+) -> None:
+    seen: list[Call] = []
+
+    monkeypatch.setattr(Op, "choose", lambda _, call: seen.append(call))
+    x = ir.Value(name="x", shape=ir.Shape(["batch", size, 4]), type=ir.TensorType(ir.DataType.FLOAT))
+    node = ir.node("LinearScan", [x, x], domain="edifice", num_outputs=2, name="scan")
+    graph = ir.Graph([x], [node.outputs[0]], nodes=[node], opset_imports={"": 20, "edifice": 1})
+    with pytest.raises(CheckError, match="scan: edifice::LinearScan has no body for 2 inputs"):
+        link(ir.Model(graph, ir_version=10), length, "web")
+    (call,) = seen
+    assert call.shapes[0] == ("batch", size, 4)
+    assert call.expected[0] == (1, expected, 4)
+    assert (call.target, call.scans, call.is_frame) == ("web", False, False)
+
+
+@pytest.mark.parametrize("name", LOWERINGS)
+def test_nothing_but_a_state_may_be_left_out(name: str) -> None:
+    """With one input less than that, no body fits."""
+    op = LOWERINGS[name]
+    fewest = min(each.inputs for each in op.lowerings) - 1
+    most = max(each.inputs for each in op.lowerings) - 1
+    for given in range(1, fewest + 1):
+        call = Call((("batch", "sequence", 4),) * given, ((1, None, 4),) * given, (None,) * given)
+        assert bool(op.fitting(call)) == (op.starts_from_zero and given == most)
