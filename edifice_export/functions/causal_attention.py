@@ -116,10 +116,10 @@ def _prefer(call: Call) -> tuple[str, str]:
     queries = call.size(0, 1)
     if queries is not None and queries <= MASKED:
         # A single query is one in whatever sequence; others may be more than the window has.
-        more = call.scans and queries > 1
+        more = call.branches and queries > 1
         return ("either" if more else "masked"), f"{queries} queries, at most {MASKED}"
-    if not call.scans:
-        return "masked", f"{call.target} is no good at Scan"
+    if not call.branches:
+        return "masked", f"blocks are for target cpu, this is {call.target}"
     return "blocks", "any number of queries" if queries is None else f"{queries} queries, more than {MASKED}"
 
 

@@ -55,17 +55,19 @@ def SelectiveScanExact(x, delta, a, b, c, initial):
 
     exp(z) - 1 is 2 t / (1 - t), t = tanh(z / 2), here: one exponential less.
     """
-    half_rates = op.Transpose(a, perm=[1, 0]) * op.CastLike(op.Constant(value_float=0.5), x)
+    # Half of the step and not of the rates: OpenVINO can't convert a body that captures what a cast constant made.
+    rates = op.Transpose(a, perm=[1, 0])
+    half_delta = delta * op.CastLike(op.Constant(value_float=0.5), x)
     start = op.Expand(initial, op.Concat(op.Shape(x, start=0, end=1), op.Shape(initial, start=1, end=3), axis=0))
     rows = op.Constant(value_ints=[2])
     x_rows = op.Unsqueeze(x, rows)
-    delta_rows = op.Unsqueeze(delta, rows)
+    delta_rows = op.Unsqueeze(half_delta, rows)
     b_columns = op.Unsqueeze(b, op.Constant(value_ints=[3]))
     c_rows = op.Unsqueeze(c, rows)
 
     @graph()
     def step(h, x_t, delta_t, b_t, c_t):
-        t = op.Tanh(delta_t * half_rates)
+        t = op.Tanh(delta_t * rates)
         change = (t + t) / (op.CastLike(op.Constant(value_float=1.0), t) - t)
         h_next = h + (change * h + op.MatMul(b_t, x_t))
         y_t = op.MatMul(c_t, h_next)
@@ -88,16 +90,18 @@ def SelectiveScanExact(x, delta, a, b, c, initial):
 @script(EDIFICE, default_opset=op)
 def SelectiveScanState(x, delta, a, b, c, initial):
     """SelectiveScanExact for one read-out, the last frame's: no other frame is read out."""
-    half_rates = op.Transpose(a, perm=[1, 0]) * op.CastLike(op.Constant(value_float=0.5), x)
+    # Half of the step and not of the rates: OpenVINO can't convert a body that captures what a cast constant made.
+    rates = op.Transpose(a, perm=[1, 0])
+    half_delta = delta * op.CastLike(op.Constant(value_float=0.5), x)
     start = op.Expand(initial, op.Concat(op.Shape(x, start=0, end=1), op.Shape(initial, start=1, end=3), axis=0))
     rows = op.Constant(value_ints=[2])
     x_rows = op.Unsqueeze(x, rows)
-    delta_rows = op.Unsqueeze(delta, rows)
+    delta_rows = op.Unsqueeze(half_delta, rows)
     b_columns = op.Unsqueeze(b, op.Constant(value_ints=[3]))
 
     @graph()
     def step(h, x_t, delta_t, b_t):
-        t = op.Tanh(delta_t * half_rates)
+        t = op.Tanh(delta_t * rates)
         change = (t + t) / (op.CastLike(op.Constant(value_float=1.0), t) - t)
         return h + (change * h + op.MatMul(b_t, x_t))
 
@@ -202,7 +206,7 @@ def _reads_one_of_multiples(call: Call) -> bool:
 def _prefer(call: Call) -> tuple[str, str]:
     length = call.size(0, 1)
     frames = "any number of frames" if length is None else f"{length} frames"
-    if _reads_one_of_multiples(call) and call.scans:
+    if _reads_one_of_multiples(call) and call.branches:
         return "powers", f"one read-out of {frames}, rates that are multiples of the first"
     if _reads_one(call):
         short = not call.scans or (length is not None and length <= LAST)
