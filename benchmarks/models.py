@@ -36,7 +36,7 @@ def measure(name: str, quick: bool, folder: Path) -> Reports:
     """Builds a model and measures it."""
     options, lengths = (QUICK, QUICK_LENGTHS) if quick else ({}, LENGTHS)
     one: dict[str, Any] = {"threads": [1], "batch": [1], "rounds": 5 if quick else None}
-    bundle = ee.build(name, output=folder / name, target="cpu", **options)
+    bundle = ee.build(name, output=folder / name, **options)
     window = bundle.manifest.window_size
     short = ee.bench(bundle, length=[window], against=["eager", "compile", "plain-onnx"], **one)
     if bundle.manifest.graphs["window"].max_sequence is None:
@@ -45,7 +45,7 @@ def measure(name: str, quick: bool, folder: Path) -> Reports:
     parts = []
     for length in lengths:
         output = folder / f"{name}_{length}"
-        made = ee.build(name, output=output, graph="window", target="cpu", **options | {"window_size": length})
+        made = ee.build(name, output=output, graph="window", **options | {"window_size": length})
         parts.append(ee.bench(made, graph="window", against=["eager"], length=[length], **one))
     return short, dataclasses.replace(parts[0], results=[result for part in parts for result in part.results])
 

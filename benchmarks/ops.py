@@ -280,16 +280,14 @@ def measure(case: Case, length: int, rounds: int | None) -> list[Result]:
     wide = {name: value.double() if isinstance(value, Tensor) else value for name, value in given.items()}
     exact = case.define(wide)
     abstract = abstract_of(case, given)
-    (chosen,) = (
-        entry.value for entry in link(abstract, length, "cpu").graph.node[0].metadata_props if entry.key == LOWERING
-    )
+    (chosen,) = (entry.value for entry in link(abstract, length).graph.node[0].metadata_props if entry.key == LOWERING)
     calls: Calls = {}
     for body in case.bodies:
         if length > case.longest.get(body, length):
             continue
         with only(case, body):
             try:
-                linked = link(abstract, length, "cpu")
+                linked = link(abstract, length)
             except CheckError:
                 # It computes other calls of the op.
                 continue

@@ -43,6 +43,8 @@ def AttendMasked(query, key, value, num_heads: int, epsilon: float):
 def AttendBlocks(query, key, value, num_heads: int, epsilon: float):
     """A Scan over blocks of 64 queries, each of which sees the keys up to its end: half of all products, and memory
     for scores that grows as the length does.
+
+    Keys and values are carried along as states: OpenVINO can't convert a body that captures what was computed.
     """
     zero = op.Constant(value_ints=[0])
     one = op.Constant(value_int=1)
@@ -63,13 +65,16 @@ def AttendBlocks(query, key, value, num_heads: int, epsilon: float):
     starts = op.Range(op.Constant(value_int=0), count, one) * op.Constant(value_int=64) + (seen - length)
 
     @graph()
-    def step(q_t, start_t):
+    def step(k_all, v_all, q_t, start_t):
         begin = op.Constant(value_ints=[0])
         heads_axis = op.Constant(value_ints=[2])
         step_one = op.Constant(value_int=1)
-        end = op.Min(op.Reshape(start_t, op.Constant(value_ints=[1])) + op.Constant(value_ints=[64]), seen)
-        keys = op.Slice(k, begin, end, heads_axis)
-        values = op.Slice(v, begin, end, heads_axis)
+        end = op.Min(
+            op.Reshape(start_t, op.Constant(value_ints=[1])) + op.Constant(value_ints=[64]),
+            op.Shape(k_all, start=2, end=3),
+        )
+        keys = op.Slice(k_all, begin, end, heads_axis)
+        values = op.Slice(v_all, begin, end, heads_axis)
         scores = op.MatMul(q_t, op.Transpose(keys, perm=[0, 1, 3, 2]))
         rows = op.Range(start_t, start_t + op.Constant(value_int=64), step_one)
         columns = op.Range(op.Constant(value_int=0), op.Squeeze(end, begin), step_one)
@@ -77,9 +82,10 @@ def AttendBlocks(query, key, value, num_heads: int, epsilon: float):
         nothing = op.CastLike(op.Constant(value_float=0.0), q_t)
         hidden = op.CastLike(op.Constant(value_float=float("-inf")), q_t)
         weights = op.Softmax(scores + op.Where(visible, nothing, hidden), axis=-1)
-        return op.MatMul(weights, values)
+        mixed = op.MatMul(weights, values)
+        return op.Identity(k_all), op.Identity(v_all), mixed
 
-    y = op.Scan(q, starts, body=step, num_scan_inputs=2, scan_input_axes=[2, 0], scan_output_axes=[1])
+    _k, _v, y = op.Scan(k, v, q, starts, body=step, num_scan_inputs=2, scan_input_axes=[2, 0], scan_output_axes=[1])
     flat = op.Concat(zero, op.Constant(value_ints=[-1]), op.Shape(query, start=2, end=3), axis=0)
     whole = op.Reshape(op.Transpose(y, perm=[0, 1, 3, 2, 4]), flat)
     return op.Slice(whole, zero, length, op.Constant(value_ints=[1]))
@@ -115,11 +121,12 @@ MASKED = 256
 def _prefer(call: Call) -> tuple[str, str]:
     queries = call.size(0, 1)
     if queries is not None and queries <= MASKED:
-        # A single query is one in whatever sequence; others may be more than the window has.
-        more = call.branches and queries > 1
+        # A single query is one in whatever sequence; others may be more than the window has. OpenVINO computes this
+        # branch wrongly, in models that have it more than once.
+        more = call.target == "cpu" and queries > 1
         return ("either" if more else "masked"), f"{queries} queries, at most {MASKED}"
-    if not call.branches:
-        return "masked", f"blocks are for target cpu, this is {call.target}"
+    if not call.scans:
+        return "masked", f"{call.target} is no good at Scan"
     return "blocks", "any number of queries" if queries is None else f"{queries} queries, more than {MASKED}"
 
 

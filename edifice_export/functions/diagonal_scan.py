@@ -268,7 +268,7 @@ def _prefer(call: Call) -> tuple[str, str]:
     if not _reads_all(call) or (queries is not None and queries <= FEW):
         return "direct", f"{queries} read-outs"
     if length is not None and length <= MASKED:
-        without_past = len(call.shapes) == 4 and call.branches
+        without_past = len(call.shapes) == 4 and call.scans
         return ("either" if without_past else "masked"), f"{length} frames, at most {MASKED}"
     return "chunked", "any number of frames" if length is None else f"{length} frames, more than {MASKED}"
 

@@ -147,7 +147,7 @@ def _has_its_own_decays(call: Call) -> bool:
 def _prefer(call: Call) -> tuple[str, str]:
     length = call.size(0, 1)
     if length is not None and length <= MASKED:
-        return ("either" if call.branches else "masked"), f"{length} frames, at most {MASKED}"
+        return ("either" if call.scans else "masked"), f"{length} frames, at most {MASKED}"
     return "chunked", "any number of frames" if length is None else f"{length} frames, more than {MASKED}"
 
 

@@ -44,11 +44,6 @@ class Call:
         """Whether the target is good at Scan."""
         return TARGETS[self.target]
 
-    @property
-    def branches(self) -> bool:
-        """Whether the target is known to take any body: OpenVINO takes no branches, and no captures of all kinds."""
-        return self.target == "cpu"
-
     def size(self, index: int, axis: int) -> int | None:
         """The number that an input's size is made for, None where any may come."""
         shape = self.expected[index]

@@ -130,7 +130,8 @@ def SelectiveScanLast(x, delta, a, b, c, initial):
 @script(EDIFICE, default_opset=op)
 def SelectiveScanPowers(x, delta, a, b, c, initial):
     """SelectiveScanLast where the rates are multiples of the first, 1 to N: what is left of a frame in state n is a
-    power of what is left in the first, and the read-out a polynomial of that, by a Scan over states.
+    power of what is left in the first, and the read-out a polynomial of that, by a Scan over states. `left` is carried
+    along as one, see AttendBlocks.
     """
     one = op.Constant(value_int=1)
     axis1 = op.Constant(value_ints=[1])
@@ -140,11 +141,13 @@ def SelectiveScanPowers(x, delta, a, b, c, initial):
     read = op.Unsqueeze(b * c, op.Constant(value_ints=[3]))
 
     @graph()
-    def step(total, read_n):
-        return (total + read_n) * left
+    def step(total, left_n, read_n):
+        return (total + read_n) * left_n, op.Identity(left_n)
 
     nothing = left - left
-    weights = op.Scan(nothing, read, body=step, num_scan_inputs=1, scan_input_axes=[2], scan_input_directions=[1])
+    weights, _left = op.Scan(
+        nothing, left, read, body=step, num_scan_inputs=1, scan_input_axes=[2], scan_input_directions=[1]
+    )
     past = op.Exp(op.ReduceSum(delta, axis1) * rates) * initial
     y = op.ReduceSum(weights * x, axis1) + op.MatMul(c, past)
     after = op.Unsqueeze(op.CumSum(delta, one, exclusive=1, reverse=1), op.Constant(value_ints=[2]))
@@ -183,9 +186,9 @@ def SelectiveScanFrame(x, delta, a, b, c, initial):
     return y, final
 
 
-PLAIN, LAST = 512, 128
+PLAIN, LAST, POWERS = 512, 128, 1024
 """Frames up to which the rounding of decays stays below 1e-5, half of PLAIN * 2^-25 for the mean frame; and up to which
-all frames at once are faster than a Scan: see `python benchmarks/ops.py selective_scan`."""
+all frames at once, or powers, are faster than a Scan: see `python benchmarks/ops.py selective_scan`."""
 
 
 def _reads_all(call: Call) -> bool:
@@ -206,7 +209,7 @@ def _reads_one_of_multiples(call: Call) -> bool:
 def _prefer(call: Call) -> tuple[str, str]:
     length = call.size(0, 1)
     frames = "any number of frames" if length is None else f"{length} frames"
-    if _reads_one_of_multiples(call) and call.branches:
+    if _reads_one_of_multiples(call) and call.scans and (length is None or length <= POWERS):
         return "powers", f"one read-out of {frames}, rates that are multiples of the first"
     if _reads_one(call):
         short = not call.scans or (length is not None and length <= LAST)
