@@ -20,7 +20,7 @@ from typing import Any
 
 import edifice_export as ee
 from edifice_export.benchmark.plot import draw_frames, draw_lengths, draw_memory, new_figure, save
-from edifice_export.benchmark.results import machine
+from edifice_export.benchmark.results import folder_of, machine
 from edifice_reference.registry import ARCHITECTURES
 
 LENGTHS = (60, 128, 256, 512, 1024)
@@ -131,7 +131,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="*", metavar="NAME", help=", ".join(ARCHITECTURES))
     parser.add_argument("--quick", action="store_true", help="tiny models and few rounds")
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results", help="folder to write to")
+    parser.add_argument("--output", type=Path, help="folder to write to [default: results/PROCESSOR beside this file]")
     given = parser.parse_args(arguments)
     reports: dict[str, Reports] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -143,12 +143,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     text = f"One thread, batch 1, on {described['cpu']}: {on}.\n\n"
     text += tables(reports, QUICK_LONG if given.quick else LONG)
     print(text)
-    given.output.mkdir(parents=True, exist_ok=True)
-    (given.output / "models.md").write_text(text, encoding="utf-8")
+    output = given.output or Path(__file__).parent / "results" / folder_of(str(described["cpu"]))
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "models.md").write_text(text, encoding="utf-8")
     models = {name: {"default": _plain(short), "lengths": _plain(growth)} for name, (short, growth) in reports.items()}
     results = {"machine": described, "models": models}
-    (given.output / "models.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    _draw(reports, given.output / "models.png")
+    (output / "models.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    _draw(reports, output / "models.png")
 
 
 if __name__ == "__main__":

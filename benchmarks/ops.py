@@ -31,7 +31,7 @@ from torch import Tensor
 
 from edifice_export.benchmark.bench import take_turns
 from edifice_export.benchmark.plot import new_figure, save
-from edifice_export.benchmark.results import machine
+from edifice_export.benchmark.results import folder_of, machine
 from edifice_export.errors import CheckError
 from edifice_export.functions import LOWERINGS
 from edifice_export.link import link
@@ -354,7 +354,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("ops", nargs="*", metavar="OP", help=", ".join(known))
     parser.add_argument("--quick", action="store_true", help="two short sequences and few rounds")
     parser.add_argument("--plot", action="store_true", help="draw ops.png too")
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results", help="folder to write to")
+    parser.add_argument("--output", type=Path, help="folder to write to [default: results/PROCESSOR beside this file]")
     given = parser.parse_args(arguments)
     if unknown := set(given.ops) - set(known):
         parser.error(f"no op with several bodies: {', '.join(sorted(unknown))}; there are: {', '.join(known)}")
@@ -372,8 +372,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             results += measure(case, length, QUICK_ROUNDS if given.quick else None)
         print(table(case, results), flush=True)
     text += "".join(f"\n{table(case, results)}" for case in cases)
-    given.output.mkdir(parents=True, exist_ok=True)
-    (given.output / "ops.md").write_text(text, encoding="utf-8")
+    output = given.output or Path(__file__).parent / "results" / folder_of(str(described["cpu"]))
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "ops.md").write_text(text, encoding="utf-8")
     figures = [
         {
             **{name: value for name, value in dataclasses.asdict(result).items() if name != "times"},
@@ -384,9 +385,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for result in results
     ]
     written = {"machine": described, "threads": 1, "batch": 1, "results": figures}
-    (given.output / "ops.json").write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
+    (output / "ops.json").write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
     if given.plot:
-        draw_plot(cases, results, given.output / "ops.png")
+        draw_plot(cases, results, output / "ops.png")
     wrong = [result for result in results if result.is_chosen and not result.error <= ALLOWED]
     for result in wrong:
         print(f"{result.case}, {result.length} frames: the error of {result.contestant} is {result.error:.1e}")

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .parity import verify
     from .runtime.model import Model, load
     from .runtime.stream import Snapshot, Stream
+    from .scaffold import Scaffold, scaffold
 
 __all__ = [
     "BenchReport",
@@ -38,6 +39,7 @@ __all__ = [
     "ExportError",
     "Model",
     "RequestError",
+    "Scaffold",
     "Snapshot",
     "Stream",
     "bench",
@@ -47,6 +49,7 @@ __all__ = [
     "from_edifice",
     "inspect_model",
     "load",
+    "scaffold",
     "to_edifice",
     "verify",
 ]
@@ -60,6 +63,7 @@ _HOMES = {
     "ExportError": "errors",
     "Model": "runtime.model",
     "RequestError": "errors",
+    "Scaffold": "scaffold",
     "Snapshot": "runtime.stream",
     "Stream": "runtime.stream",
     "bench": "benchmark.bench",
@@ -69,6 +73,7 @@ _HOMES = {
     "from_edifice": "checkpoints",
     "inspect_model": "inspection",
     "load": "runtime.model",
+    "scaffold": "scaffold",
     "to_edifice": "checkpoints",
     "verify": "parity",
 }

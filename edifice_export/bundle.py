@@ -7,8 +7,8 @@ import dataclasses
 import errno
 import hashlib
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -113,10 +113,12 @@ def open_bundle(path: str | Path) -> Bundle:
     folder = Path(path)
     try:
         manifest = read_manifest(folder)
+        models = {graph.model for graph in manifest.graphs.values()}
         for name, expected in manifest.files.items():
-            _check_file(folder, name, expected)
-        for graph in manifest.graphs.values():
-            _check_external_data(folder, graph.model, manifest)
+            if name in models:
+                _check_model(folder, name, manifest)
+            else:
+                _check_file(folder, name, expected)
     except OSError as error:
         raise RequestError(
             f"bundle {folder}: can't be read: {error.strerror}; check the path and its rights"
@@ -137,7 +139,9 @@ def staging(target: Path) -> Iterator[Path]:
         _check_replaceable(target)
         place = target.absolute()
         _make_parents(place, made)
-        folder = Path(tempfile.mkdtemp(prefix=f".{place.name[:32]}.", dir=place.parent))
+        # Named before it is made, so that an interrupt in between leaves nothing either.
+        folder = place.parent / f".{place.name[:32]}.{secrets.token_hex(8)}"
+        folder.mkdir(mode=0o700)
         yield folder
         folder.chmod(0o777 & ~_umask())
         _replace(folder, place)
@@ -198,9 +202,16 @@ def hash_files(folder: Path) -> dict[str, FileEntry]:
 
 
 def _check_file(folder: Path, name: str, expected: FileEntry) -> None:
+    _check_there(folder, name)
+    _check_hash(folder, name, expected, _hash_file(folder / name))
+
+
+def _check_there(folder: Path, name: str) -> None:
     if not (folder / name).is_file():
         raise CheckError(f"bundle {folder}: {name} is missing; build the bundle again")
-    found = _hash_file(folder / name)
+
+
+def _check_hash(folder: Path, name: str, expected: FileEntry, found: FileEntry) -> None:
     if found != expected:
         raise CheckError(
             f"bundle {folder}: {name} was changed since it was verified: its SHA-256 should begin with "
@@ -239,22 +250,29 @@ def _read_tensor(path: Path, spec: TensorSpec) -> np.ndarray:
     return array
 
 
-def _check_external_data(folder: Path, model: str, manifest: Manifest) -> None:
-    """Refuses a model that would have the runtime open a file which the manifest doesn't vouch for."""
+def _check_model(folder: Path, name: str, manifest: Manifest) -> None:
+    """Checks a model's file, and refuses one that would have the runtime open what the manifest doesn't vouch for.
+
+    It is read once for both: models are most of a bundle.
+    """
     import onnx
     from google.protobuf.message import DecodeError
 
+    _check_there(folder, name)
+    content = (folder / name).read_bytes()
+    found = FileEntry(len(content), hashlib.sha256(content).hexdigest())
+    _check_hash(folder, name, manifest.files[name], found)
     try:
-        loaded = onnx.load(folder / model, load_external_data=False)
+        loaded = onnx.ModelProto.FromString(content)
     except DecodeError as error:
-        raise CheckError(f"bundle {folder}: {model} is not an ONNX model; build the bundle again") from error
+        raise CheckError(f"bundle {folder}: {name} is not an ONNX model; build the bundle again") from error
     for tensor in _tensors(loaded):
         if tensor.data_location != onnx.TensorProto.EXTERNAL:
             continue
         locations = [entry.value for entry in tensor.external_data if entry.key == "location"]
         location = locations[0] if len(locations) == 1 else ""
-        if (Path(model).parent / location).as_posix() not in set(manifest.files) - {model}:
-            raise CheckError(f"bundle {folder}: {model} reads {location!r}, not a file of the bundle; don't use it")
+        if (Path(name).parent / location).as_posix() not in set(manifest.files) - {name}:
+            raise CheckError(f"bundle {folder}: {name} reads {location!r}, not a file of the bundle; don't use it")
 
 
 def _tensors(message: onnx.ModelProto | onnx.GraphProto | onnx.FunctionProto) -> Iterator[onnx.TensorProto]:

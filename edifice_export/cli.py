@@ -240,6 +240,23 @@ def convert(
 
 
 @app.command()
+def scaffold(
+    language: Annotated[str, typer.Argument(metavar="cpp|csharp|node|web", help="Language of the sample.")],
+    bundle: BundlePath,
+    output: Annotated[Path, typer.Option(help="New folder for the sample and a copy of the bundle.")],
+    as_json: Json = False,
+) -> None:
+    """Write a sample program in another language, with a bundle beside it."""
+    from .scaffold import scaffold as write_sample
+
+    done = write_sample(language, bundle, output)
+    if as_json:
+        print_json(dataclasses.asdict(done))
+        return
+    typer.echo(f"wrote {done.output}: {language}/ and bundle/ ({done.architecture}); {done.readme} says how to run it")
+
+
+@app.command()
 def doctor(as_json: Json = False) -> None:
     """Show which providers really work on this machine, and what the others lack."""
     from .doctor import diagnose

@@ -32,6 +32,7 @@ COMMANDS = {
     },
     "inspect": {"--batch", "--sequence", "--graph", "--explain", "--json"},
     "convert": {"--architecture", "--names", "--option", "--json"},
+    "scaffold": {"--output", "--json"},
     "doctor": {"--json"},
 }
 OF_EVERY_BUILD = {

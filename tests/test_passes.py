@@ -374,6 +374,13 @@ def test_shapes_of_a_models_graph_are_true(case: tuple[str, str, str]) -> None:
         assert_shapes_are_true(model, inputs_of(model, batch, length))
 
 
+def test_no_transposes_cancel(case: tuple[str, str, str]) -> None:
+    """torch's exporter takes them out, and no pass brings them in."""
+    for node in optimized(*case).graph:
+        before = node.inputs[0].producer() if node.op_type == "Transpose" and node.inputs[0] is not None else None
+        assert before is None or before.op_type != "Transpose", f"{before} is turned again by {node}"
+
+
 def test_names_still_say_where_nodes_come_from(case: tuple[str, str, str]) -> None:
     for node in optimized(*case).graph:
         assert re.fullmatch(

@@ -202,3 +202,17 @@ def test_a_good_module_runs_at_every_length() -> None:
     for batch, length in ((1, 1), (3, 5), (2, 100)):
         x = torch.randn(batch, length, 4)
         assert torch.equal(torch.from_numpy(session.run(None, {"x": x.numpy()})[0]), x[:, -1] * 2)
+
+
+def test_transposes_that_cancel_are_taken_out() -> None:
+    class Turning(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = x.transpose(1, 2).transpose(2, 1) * self.scale
+            return y.permute(2, 0, 1).permute(1, 2, 0)
+
+    same = TensorSpec("y", "float32", ("batch", "sequence", 4))
+    assert [node.op_type for node in trace(Turning(), [INPUT], [same], 20).graph] == ["Mul"]

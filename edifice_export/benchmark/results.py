@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import platform
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 
 from ..doctor import installed
 
-__all__ = ["BenchReport", "BenchResult", "machine"]
+__all__ = ["BenchReport", "BenchResult", "folder_of", "machine"]
 
 _PACKAGES = ("edifice-export", "onnxruntime", "torch", "numpy")
 
@@ -130,6 +131,11 @@ def machine() -> dict[str, str | int | None]:
         "python": platform.python_version(),
         **{package: installed(package) for package in _PACKAGES},
     }
+
+
+def folder_of(cpu: str) -> str:
+    """A processor's name as that of a folder: "AMD EPYC" becomes amd-epyc."""
+    return re.sub(r"[^a-z0-9]+", "-", re.sub(r"\((r|tm)\)", "", cpu.lower())).strip("-") or "unknown"
 
 
 def _processor() -> str:

@@ -1,0 +1,211 @@
+"""Checks every sample on every model: largest error and latency by language, model and graph.
+
+    python examples/check                        everything: default models, four languages; about fifteen minutes
+    python examples/check cpp node --quick       some languages, tiny models, few frames
+
+It builds a bundle of each model, scaffolds each sample with it, builds the samples as their readers would, and runs
+them: every program checks itself on the bundle's test data, plays a game's rollbacks, and times itself. Then it hands
+them damaged bundles, which they must refuse. It prints one table and writes embedding.md and embedding.json. The exit
+status is 1 if an error is above the limit, something was not refused, or a tool could not be had: nothing is skipped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from cpp import Cpp
+from csharp import CSharp
+from damage import DAMAGES
+from language import CheckError, Language
+from node import Node
+from web import Web
+
+import edifice_export as ee
+from edifice_export.benchmark.results import folder_of, machine
+from edifice_reference.registry import ARCHITECTURES
+
+ROOT = Path(__file__).parents[2]
+LANGUAGES: dict[str, Language] = {each.name: each for each in (Cpp(), CSharp(), Node(), Web())}
+
+PROVIDERS = {"cpp": ("cpu",), "csharp": ("cpu",), "node": ("cpu",), "web": ("wasm", "webgpu")}
+LIMITS = {"webgpu": 1e-3}
+LIMIT = 1e-5
+
+FRAMES = {"webgpu": 100, "wasm": 2000}
+"""Frames to time where a runtime is slow; 10,000 elsewhere."""
+QUICK_FRAMES = 100
+TINY: dict[str, Any] = {"embed_dim": 8, "hidden_size": 16, "num_layers": 2, "window_size": 12}
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One graph of one model, run by one program.
+
+    Attributes:
+        language: what the program is written in.
+        runtime: version of its ONNX Runtime.
+        provider: what computed it.
+        model: architecture.
+        graph: window, stream or prefill.
+        error: largest, by the larger of 1 and the largest expected number of its tensor.
+        p50_ms, p99_ms: of a window, a frame, or a window's frames in one prefill.
+    """
+
+    language: str
+    runtime: str
+    provider: str
+    model: str
+    graph: str
+    error: float
+    p50_ms: float
+    p99_ms: float
+
+    @property
+    def limit(self) -> float:
+        """What the error may be."""
+        return LIMITS.get(self.provider, LIMIT)
+
+
+def check_model(language: Language, sample: Path, bundle: Path, provider: str, quick: bool) -> list[Row]:
+    """Runs a sample on a bundle.
+
+    Raises:
+        CheckError: it failed, or printed something else than its result.
+    """
+    frames = QUICK_FRAMES if quick else FRAMES.get(provider, 10_000)
+    arguments = ("--json", f"--provider={provider}", f"--frames={frames}")
+    done = language.run(sample, bundle, *arguments)
+    what = f"{language.name} on {provider}, {bundle.parent.name}"
+    try:
+        found = json.loads(done.stdout)
+    except ValueError:
+        found = {}
+    if done.returncode != 0 or not found.get("ok"):
+        raise CheckError(f"{what}: exit status {done.returncode}: {_tail(done.stderr or done.stdout)}")
+    if found["provider"] != provider:
+        raise CheckError(f"{what}: it ran on {found['provider']}")
+    if "numbers, and the model takes" not in found["refused"] or found["rollbacks"] < 1:
+        raise CheckError(f"{what}: no refusal of a wrong frame, or no rollback: {found}")
+    graphs = {graph["graph"]: graph for graph in found["graphs"]}
+    if list(graphs) != ["window", "stream", "prefill"]:
+        raise CheckError(f"{what}: it ran the graphs {', '.join(graphs)}")
+    numbers = ("error", "p50_ms", "p99_ms")
+    rows = [
+        Row(language.name, found["runtime"], provider, found["architecture"], name, *(graph[key] for key in numbers))
+        for name, graph in graphs.items()
+    ]
+    for row in rows:
+        if not row.error <= row.limit:
+            raise CheckError(f"{what}: the error of {row.graph} is {row.error:.1e}, above {row.limit:g}")
+    return rows
+
+
+def check_refusals(language: Language, sample: Path, bundle: Path, folder: Path) -> list[str]:
+    """Hands a sample damaged copies of a bundle; every one must be refused in one clear line.
+
+    Raises:
+        CheckError: one was not.
+    """
+    said = []
+    for damage in DAMAGES:
+        copy = folder / "damaged" / language.name / damage.name / "bundle"
+        shutil.rmtree(copy.parent, ignore_errors=True)
+        shutil.copytree(bundle, copy)
+        damage.do(copy)
+        done = language.run(sample, copy, "--frames=1")
+        lines = done.stderr.strip().splitlines()
+        if done.returncode != damage.status or len(lines) != 1 or damage.says not in lines[0]:
+            raise CheckError(
+                f"{language.name}, {damage.name}: expected exit status {damage.status} and one line with "
+                f"{damage.says!r}, got {done.returncode}: {_tail(done.stderr or done.stdout)}"
+            )
+        said.append(f"{language.name} refuses {damage.name}")
+    return said
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Rows in Markdown."""
+    names = ["language", "ONNX Runtime", "provider", "model", "graph", "largest error", "p50, ms", "p99, ms"]
+    lines = [names, ["---"] * 5 + ["---:"] * 3]
+    for row in rows:
+        numbers = [f"{row.error:.1e}", f"{row.p50_ms:.3f}", f"{row.p99_ms:.3f}"]
+        lines.append([row.language, row.runtime, row.provider, row.model, row.graph, *numbers])
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def check_language(language: Language, bundles: dict[str, Path], folder: Path, quick: bool) -> list[Row]:
+    """All checks of one language; prints what they showed.
+
+    Raises:
+        CheckError: one failed.
+    """
+    language.install(folder / "tools")
+    samples = {}
+    for name, bundle in bundles.items():
+        samples[name] = folder / "samples" / f"{language.name}-{name}"
+        # Building leaves folders in a sample, which would make it another one.
+        shutil.rmtree(samples[name], ignore_errors=True)
+        ee.scaffold(language.name, bundle, samples[name])
+    first, tiny = next(iter(samples.values())), ROOT / "exported/hymba_tiny"
+    language.build(first)
+    print(f"{language.name}: built", flush=True)
+    rows = []
+    for provider in PROVIDERS[language.name]:
+        for sample in samples.values():
+            rows += check_model(language, first, sample / "bundle", provider, quick)
+    for line in (*check_refusals(language, first, tiny, folder), *language.extra(first, tiny)):
+        print(line, flush=True)
+    return rows
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Checks, prints and writes."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("languages", nargs="*", metavar="LANGUAGE", help=", ".join(LANGUAGES))
+    parser.add_argument("--quick", action="store_true", help="tiny models and few frames")
+    parser.add_argument("--folder", type=Path, default=ROOT / "build/embedding", help="for tools and samples")
+    parser.add_argument("--output", type=Path, help="folder for the results [default: in --folder]")
+    given = parser.parse_args(arguments)
+    if unknown := set(given.languages) - set(LANGUAGES):
+        parser.error(f"no sample in {', '.join(sorted(unknown))}; there are {', '.join(LANGUAGES)}")
+    folder: Path = given.folder.absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    bundles = {}
+    for name in ARCHITECTURES:
+        bundles[name] = folder / "bundles" / name
+        ee.build(name, output=bundles[name], **(TINY if given.quick else {}))
+        print(f"{name}: bundle built", flush=True)
+    rows: list[Row] = []
+    failures = []
+    for name in given.languages or LANGUAGES:
+        try:
+            rows += check_language(LANGUAGES[name], bundles, folder, given.quick)
+        except CheckError as error:
+            failures.append(str(error))
+            print(f"error: {error}", file=sys.stderr, flush=True)
+    described = machine()
+    on = ", ".join(f"{key} {value}" for key, value in described.items() if key != "cpu")
+    text = f"One thread, batch 1, on {described['cpu']}: {on}.\n\n{table(rows)}"
+    print(text)
+    output = given.output / folder_of(str(described["cpu"])) if given.output else folder
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "embedding.md").write_text(text, encoding="utf-8")
+    written = {"machine": described, "rows": [dataclasses.asdict(row) for row in rows], "failures": failures}
+    (output / "embedding.json").write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
+    print(f"{len(rows)} passed, {len(failures)} failed")
+    return 1 if failures else 0
+
+
+def _tail(text: str) -> str:
+    return " / ".join(text.strip().splitlines()[-3:])
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,78 @@
+"""Damaged bundles, and what every program must say of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+__all__ = ["DAMAGES", "Damage"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Damage:
+    """A way to damage a bundle.
+
+    Attributes:
+        name: what is wrong.
+        do: damages a bundle in place.
+        status: exit status of a program that is given it.
+        says: part of its message.
+    """
+
+    name: str
+    do: Callable[[Path], None]
+    status: int
+    says: str
+
+
+def _edit(bundle: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    path = bundle / "manifest.json"
+    manifest = json.loads(path.read_text(encoding="utf-8"))
+    change(manifest)
+    path.write_text(json.dumps(manifest), encoding="utf-8")
+
+
+def _missing(bundle: Path) -> None:
+    (bundle / "window/model.onnx").unlink()
+
+
+def _changed(bundle: Path) -> None:
+    path = bundle / "stream/model.onnx"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def _newer(bundle: Path) -> None:
+    _edit(bundle, lambda manifest: manifest.update(schema_version=4))
+
+
+def _leaving(bundle: Path) -> None:
+    def change(manifest: dict[str, Any]) -> None:
+        path = manifest["graphs"]["window"]["model"]
+        manifest["graphs"]["window"]["model"] = "../model.onnx"
+        manifest["files"]["../model.onnx"] = manifest["files"].pop(path)
+
+    (bundle / "window/model.onnx").rename(bundle.parent / "model.onnx")
+    _edit(bundle, change)
+
+
+def _no_manifest(bundle: Path) -> None:
+    (bundle / "manifest.json").unlink()
+
+
+def _no_json(bundle: Path) -> None:
+    (bundle / "manifest.json").write_text("{", encoding="utf-8")
+
+
+DAMAGES = (
+    Damage("a missing file", _missing, 1, "'window/model.onnx' is missing"),
+    Damage("a changed file", _changed, 1, "'stream/model.onnx' was changed"),
+    Damage("a newer schema", _newer, 2, "schema 4, newer than 3"),
+    Damage("a path that leaves the bundle", _leaving, 1, "'../model.onnx'"),
+    Damage("a bundle without a manifest", _no_manifest, 2, "manifest.json"),
+    Damage("a damaged manifest", _no_json, 1, "manifest.json"),
+)
