@@ -131,8 +131,7 @@ private:
         for (std::size_t i = 0; i < 64; ++i) {
             const std::uint32_t first =
                 h + (rotate(e, 6) ^ rotate(e, 11) ^ rotate(e, 25)) + ((e & f) ^ (~e & g)) + k[i] + w[i];
-            const std::uint32_t second =
-                (rotate(a, 2) ^ rotate(a, 13) ^ rotate(a, 22)) + ((a & b) ^ (a & c) ^ (b & c));
+            const std::uint32_t second = (rotate(a, 2) ^ rotate(a, 13) ^ rotate(a, 22)) + ((a & b) ^ (a & c) ^ (b & c));
             h = g, g = f, f = e, e = d + first, d = c, c = b, b = a, a = first + second;
         }
         const std::array<std::uint32_t, 8> sums{a, b, c, d, e, f, g, h};
@@ -191,14 +190,15 @@ inline Ort::Value parse_tensor(const std::string& bytes, const std::string& plac
     const std::size_t width = type == float32 ? sizeof(float) : sizeof(std::int64_t);
     std::size_t expected = width;
     for (const std::int64_t each : shape) {
-        if (each < 1 || expected > size / static_cast<std::size_t>(each)) throw damaged("has another size than its shape");
+        if (each < 1 || expected > size / static_cast<std::size_t>(each))
+            throw damaged("has another size than its shape");
         expected *= static_cast<std::size_t>(each);
     }
     if (expected != size) throw damaged("has another size than its shape");
     Ort::AllocatorWithDefaultOptions allocator;
-    Ort::Value tensor = Ort::Value::CreateTensor(allocator, shape.data(), shape.size(),
-                                                 type == float32 ? ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT
-                                                                 : ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64);
+    Ort::Value tensor = Ort::Value::CreateTensor(
+        allocator, shape.data(), shape.size(),
+        type == float32 ? ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT : ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64);
     std::memcpy(tensor.GetTensorMutableRawData(), raw, size);
     return tensor;
 }
@@ -226,9 +226,9 @@ struct StateSpec {
 struct GraphSpec {
     std::string model;
     std::vector<TensorSpec> inputs, outputs;
-    std::vector<std::string> test_data;         // folders
-    std::optional<std::string> test_sequence;   // a folder
-    std::optional<std::int64_t> max_sequence;   // the most frames that it can compute
+    std::vector<std::string> test_data;        // folders
+    std::optional<std::string> test_sequence;  // a folder
+    std::optional<std::int64_t> max_sequence;  // the most frames that it can compute
 };
 
 /// A bundle on disk. Nothing in it is trusted before it was checked.
@@ -347,13 +347,40 @@ private:
         weights = reference->second.sha256;
         window_size = manifest.at("options").at("window_size").get<std::int64_t>();
         if (window_size < 1) throw damaged("window_size is " + std::to_string(window_size));
-        for (const auto& [name, entry] : manifest.at("graphs").items()) graphs[name] = parse_graph(entry);
         for (const nlohmann::json& entry : manifest.at("states")) {
             states.push_back({parse_tensor_spec(entry), entry.at("initial")});
             const nlohmann::json& initial = states.back().initial;
             if (initial.is_string()) inside(initial.get<std::string>());
             if (!initial.is_string() && !initial.is_number()) throw damaged("a state starts from " + initial.dump());
         }
+        for (const auto& [name, entry] : manifest.at("graphs").items()) {
+            const GraphSpec graph = parse_graph(entry);
+            const Shape free = name == "stream" ? Shape{kBatch} : Shape{kBatch, kSequence};
+            const std::size_t carried = name == "window" ? 0 : states.size();
+            if (!is_signature(graph.inputs, free, "past.", carried) ||
+                !is_signature(graph.outputs, {kBatch}, "present.", carried)) {
+                throw damaged("the " + name + " graph takes or gives other tensors than such a graph does");
+            }
+            graphs[name] = graph;
+        }
+        if (has("stream") != has("prefill") || graphs.size() != (has("window") ? 1u : 0u) + (has("stream") ? 2u : 0u)) {
+            throw damaged("the graphs are not window, stream and prefill, or a part of them");
+        }
+    }
+
+    /// Whether tensors are one of numbers, with these free sizes before its width, and then the states.
+    bool is_signature(const std::vector<TensorSpec>& tensors, Shape first, const std::string& prefix,
+                      std::size_t carried) const {
+        if (tensors.size() != 1 + carried || tensors[0].type != ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT) return false;
+        first.push_back(tensors[0].shape.back());
+        bool same = tensors[0].shape == first && first.back() > 0;
+        for (std::size_t i = 0; i < carried; ++i) {
+            const TensorSpec &found = tensors[i + 1], &state = states[i].tensor;
+            same = same && found.name == prefix + state.name && found.type == state.type &&
+                   found.shape == state.shape && state.shape[0] == kBatch &&
+                   std::all_of(state.shape.begin() + 1, state.shape.end(), [](std::int64_t size) { return size > 0; });
+        }
+        return same;
     }
 
     GraphSpec parse_graph(const nlohmann::json& entry) const {
@@ -361,7 +388,6 @@ private:
         graph.model = inside(entry.at("model").get<std::string>());
         for (const nlohmann::json& tensor : entry.at("inputs")) graph.inputs.push_back(parse_tensor_spec(tensor));
         for (const nlohmann::json& tensor : entry.at("outputs")) graph.outputs.push_back(parse_tensor_spec(tensor));
-        if (graph.inputs.empty() || graph.outputs.empty()) throw damaged("a graph lacks inputs or outputs");
         for (const nlohmann::json& folder : entry.at("test_data")) {
             graph.test_data.push_back(inside(folder.get<std::string>()));
         }
@@ -431,11 +457,14 @@ struct Options {
 class Model {
 public:
     explicit Model(Bundle bundle, Options options = {}) : bundle_(std::move(bundle)), options_(std::move(options)) {
+        // An older library gives no table of its functions for newer headers, and each call would go nowhere.
         if (OrtGetApiBase()->GetApi(ORT_API_VERSION) == nullptr) {
             throw RequestError("ONNX Runtime " + Ort::GetVersionString() + " is older than the headers of version 1." +
-                               std::to_string(ORT_API_VERSION) + " that this program was built with; ship that library");
+                               std::to_string(ORT_API_VERSION) +
+                               " that this program was built with; ship that library");
         }
-        if (options_.threads < 1) throw RequestError("threads is " + std::to_string(options_.threads) + "; give 1 or more");
+        if (options_.threads < 1)
+            throw RequestError("threads is " + std::to_string(options_.threads) + "; give 1 or more");
         configure();
     }
 
@@ -449,8 +478,8 @@ public:
         const Shape shape = input.sizes(batch, sequence), result_shape = output.sizes(batch);
         check_numbers(input.name, frames.data(), frames.size(), shape);
         if (graph.max_sequence && sequence > *graph.max_sequence) {
-            throw RequestError(input.name + " has " + std::to_string(sequence) + " frames, and " + bundle_.architecture +
-                               " computes at most the " + std::to_string(*graph.max_sequence) +
+            throw RequestError(input.name + " has " + std::to_string(sequence) + " frames, and " +
+                               bundle_.architecture + " computes at most the " + std::to_string(*graph.max_sequence) +
                                " that it was made for; give the last of them");
         }
         std::vector<float> result(count(result_shape));
@@ -476,8 +505,10 @@ public:
             if (bundle_.lists(graph.model + ".data")) bundle_.checked(graph.model + ".data");  // weights above 2 GiB
             try {
                 // The path goes as it is, of wide characters on Windows.
-                const auto loaded = std::make_shared<Loaded>(Loaded{Ort::Env(kSilent, "edifice"), Ort::Session(nullptr)});
+                const auto loaded =
+                    std::make_shared<Loaded>(Loaded{Ort::Env(kSilent, "edifice"), Ort::Session(nullptr)});
                 loaded->session = Ort::Session(loaded->env, path.c_str(), session_options_);
+                check_signature(graph, loaded->session, path);
                 held = std::shared_ptr<Ort::Session>(loaded, &loaded->session);
             } catch (const Ort::Exception& error) {
                 throw CheckError("ONNX Runtime can't load " + text(path) + " with provider " + options_.provider +
@@ -496,7 +527,35 @@ private:
     // Whatever goes wrong is in an exception, so nothing need be on standard error as well.
     static constexpr OrtLoggingLevel kSilent = ORT_LOGGING_LEVEL_FATAL;
 
+    /// Refuses a model that is not what the manifest says, before buffers are made for it.
+    static void check_signature(const GraphSpec& graph, const Ort::Session& session,
+                                const std::filesystem::path& path) {
+        Ort::AllocatorWithDefaultOptions allocator;
+        const auto check = [&](const std::vector<TensorSpec>& specs, std::size_t found, auto name_of, auto type_of) {
+            bool same = specs.size() == found;
+            for (std::size_t i = 0; same && i < found; ++i) {
+                const auto type = type_of(i);
+                const auto info = type.GetTensorTypeAndShapeInfo();
+                same = specs[i].name == name_of(i).get() && specs[i].type == info.GetElementType() &&
+                       specs[i].sizes(-1, -1) == info.GetShape();  // -1 is ONNX Runtime's sign for a free size
+            }
+            if (!same) {
+                throw CheckError(text(path) + " takes or gives other tensors than the manifest says, such as " +
+                                 specs[0].name + " " + text(specs[0].shape) + "; build or copy the bundle again");
+            }
+        };
+        check(
+            graph.inputs, session.GetInputCount(),
+            [&](std::size_t i) { return session.GetInputNameAllocated(i, allocator); },
+            [&](std::size_t i) { return session.GetInputTypeInfo(i); });
+        check(
+            graph.outputs, session.GetOutputCount(),
+            [&](std::size_t i) { return session.GetOutputNameAllocated(i, allocator); },
+            [&](std::size_t i) { return session.GetOutputTypeInfo(i); });
+    }
+
     void configure() {
+        session_options_ = Ort::SessionOptions();
         session_options_.SetIntraOpNumThreads(options_.threads);
         struct Provider {
             std::string name, full, key;
@@ -539,7 +598,7 @@ private:
 
     Bundle bundle_;
     Options options_;
-    Ort::SessionOptions session_options_;
+    Ort::SessionOptions session_options_{nullptr};
     std::mutex mutex_;
     std::map<std::string, std::shared_ptr<Ort::Session>> sessions_;
 };
@@ -555,7 +614,8 @@ class Snapshot {
 /// A number of streams side by side, frame by frame. One thread at a time; others may have their own of one Model.
 ///
 /// The states are in a ring of buffer sets. A step reads one set and writes the next, so nothing is updated in place,
-/// and rewind only moves an index. After the constructor, step allocates nothing beyond what ONNX Runtime does in a run.
+/// and rewind only moves an index. After the constructor, step allocates nothing beyond what ONNX Runtime does in a
+/// run.
 class Stream {
 public:
     /// history: the most frames that it can be rewound by; each keeps a copy of the states.
@@ -653,7 +713,8 @@ public:
     /// where it holds that moment, and is forgotten otherwise.
     void restore(const Snapshot& snapshot) {
         if (snapshot.identity_ != identity_) {
-            throw RequestError("the snapshot is of weights " + (snapshot.states_.empty() ? "none" : snapshot.identity_) +
+            throw RequestError("the snapshot is of weights " +
+                               (snapshot.states_.empty() ? "none" : snapshot.identity_) +
                                ", and this stream of weights " + identity_ + "; restore it where it was taken");
         }
         for (std::size_t frames = 0; frames <= rewindable_; ++frames) {
@@ -723,8 +784,7 @@ private:
         Ort::AllocatorWithDefaultOptions allocator;
         for (const StateSpec& state : states_) {
             const Shape shape = state.tensor.sizes(batch_);
-            slot.states.push_back(
-                Ort::Value::CreateTensor(allocator, shape.data(), shape.size(), state.tensor.type));
+            slot.states.push_back(Ort::Value::CreateTensor(allocator, shape.data(), shape.size(), state.tensor.type));
         }
         return slot;
     }
@@ -740,8 +800,8 @@ private:
                 const Ort::Value one = bundle.tensor(initial.get<std::string>());
                 const auto found = one.GetTensorTypeAndShapeInfo();
                 if (found.GetElementType() != tensor.type || found.GetShape() != tensor.sizes(1)) {
-                    throw CheckError("bundle " + text(bundle.path) + ": '" + initial.get<std::string>() + "' has shape " +
-                                     text(found.GetShape()) + ", and state " + tensor.name + " is " +
+                    throw CheckError("bundle " + text(bundle.path) + ": '" + initial.get<std::string>() +
+                                     "' has shape " + text(found.GetShape()) + ", and state " + tensor.name + " is " +
                                      text(tensor.shape) + " of one type; build the bundle again");
                 }
                 for (std::int64_t entry = 0; entry < batch_; ++entry) {

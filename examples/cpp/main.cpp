@@ -246,9 +246,8 @@ Report check(Model& model, int frame_count) {
         report.refused = refusal([&] { stream.step(std::vector<float>(width + 1)); });
         stream.reset();
         const auto frames = random_frames(64 * width, random);
-        by_step.milliseconds = measure(frame_count, [&](int i) {
-            stream.step(frames.data() + static_cast<std::size_t>(i % 64) * width, width);
-        });
+        by_step.milliseconds = measure(
+            frame_count, [&](int i) { stream.step(frames.data() + static_cast<std::size_t>(i % 64) * width, width); });
         const auto history = random_frames(static_cast<std::size_t>(window_size) * width, random);
         by_prefill.milliseconds = measure(windows, [&](int) { stream.prefill(history, window_size); });
         report.graphs.push_back(by_step);

@@ -1,0 +1,205 @@
+"""C++: the sample with an ONNX Runtime of Debian's headers and the Python wheel's library."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+import platform
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+from .language import CheckError, Run, run
+
+__all__ = ["Cpp"]
+
+_SUITE, _PACKAGE = "trixie", "libonnxruntime-dev"
+"""Headers of 1.21, which later libraries serve as well; Debian 12 has none of its own."""
+
+_SANITIZERS = "-fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -g"
+
+_KNOWN_DIGESTS = (
+    "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad",  # abc
+    "cdc76e5c9914fb9281a1c7e284d73e67f1809a48a497200e046d39ccc7112cd0",  # a million times a
+)
+"""FIPS 180-4's examples."""
+
+
+class Cpp:
+    """The sample in examples/cpp: CMake, a C++ compiler, ONNX Runtime, nlohmann/json."""
+
+    name = "cpp"
+
+    def __init__(self) -> None:
+        self._root: Path | None = None
+
+    def install(self, folder: Path) -> None:
+        """Lays out what a release archive of ONNX Runtime has: include/ and lib/.
+
+        Raises:
+            CheckError: the headers could not be had, or the wheel is not installed.
+        """
+        root = folder / "onnxruntime"
+        if not (root / "include" / "onnxruntime_cxx_api.h").is_file():
+            _get_headers(folder / "headers", root / "include")
+        _link_library(root / "lib")
+        self._root = root
+
+    def build(self, sample: Path) -> None:
+        """Compiles DIR/cpp.
+
+        Raises:
+            CheckError: CMake or the compiler refused it.
+        """
+        self._compile(sample / self.name)
+
+    def run(self, sample: Path, bundle: Path, *arguments: str) -> Run:
+        """Runs the self-check."""
+        return run([sample / self.name / "build" / "self_check", bundle, *arguments])
+
+    def extra(self, sample: Path, bundle: Path) -> list[str]:
+        """SHA-256, allocations, damaged input and the whole self-check under sanitizers, and a folder to ship.
+
+        Raises:
+            CheckError: one failed.
+        """
+        source = sample / self.name
+        with tempfile.TemporaryDirectory() as temporary:
+            place = Path(temporary)
+            whole, extra = place / "whole", place / "extra"
+            for copy in (whole, extra):
+                shutil.copytree(source, copy, ignore=shutil.ignore_patterns("build"))
+            shutil.copy(Path(__file__).with_name("cpp_extra.cpp"), extra / "main.cpp")
+            for copy in (whole, extra):
+                self._compile(copy, f"-DCMAKE_CXX_FLAGS={_SANITIZERS}", "-DCMAKE_BUILD_TYPE=RelWithDebInfo")
+            lines = [_check_digests(extra), _check_allocations(extra, bundle)]
+            lines += _check_damaged(extra, bundle, place / "bundle")
+            lines += [_check_sanitized(whole, bundle), self._check_shipped(source, bundle, place)]
+        return lines
+
+    def _compile(self, source: Path, *options: str) -> None:
+        if self._root is None:
+            raise CheckError("install was not called, so there is no ONNX Runtime to build with")
+        build = source / "build"
+        configure: list[str | Path] = ["cmake", "-S", source, "-B", build, f"-DONNXRUNTIME_ROOT={self._root}", *options]
+        _must(run(configure), "CMake could not configure the C++ sample")
+        _must(run(["cmake", "--build", build]), "the C++ sample does not compile")
+
+    def _check_shipped(self, source: Path, bundle: Path, place: Path) -> str:
+        """The installed folder, moved elsewhere, finds its library."""
+        _must(run(["cmake", "--install", source / "build", "--prefix", place / "dist"]), "cmake --install failed")
+        shipped = (place / "dist").rename(place / "elsewhere")
+        # The library is a link to the wheel's here; a copy shows that nothing else is needed.
+        copy = Path(shutil.copytree(shipped, place / "shipped"))
+        result = run([copy / "self_check", bundle, "--frames", "20"], environment={"PATH": os.environ["PATH"]})
+        _must(result, "the installed folder does not run elsewhere")
+        return f"installed folder runs after it was moved: {', '.join(sorted(path.name for path in copy.iterdir()))}"
+
+
+def _get_headers(folder: Path, include: Path) -> None:
+    """Downloads Debian's package of headers with an apt of its own, so that the machine's stays as it is."""
+    shutil.rmtree(folder, ignore_errors=True)
+    for name in ("lists/partial", "cache/archives/partial", "package"):
+        (folder / name).mkdir(parents=True)
+    (folder / "sources.list").write_text(f"{_source_line()}\n")
+    options = []
+    for key, value in (
+        ("Dir::Etc::sourcelist", folder / "sources.list"),
+        ("Dir::Etc::sourceparts", "/dev/null"),
+        ("Dir::Etc::preferencesparts", "/dev/null"),
+        ("Dir::State::lists", folder / "lists"),
+        ("Dir::Cache", folder / "cache"),
+        ("Acquire::Languages", "none"),
+    ):
+        options += ["-o", f"{key}={value}"]
+    if os.geteuid() == 0:
+        options += ["-o", "APT::Sandbox::User=root"]  # which may write to this folder
+    _must(run(["apt-get", *options, "update"], folder), f"no package list of Debian's {_SUITE}")
+    _must(run(["apt-get", *options, "download", _PACKAGE], folder / "package"), f"no {_PACKAGE} of {_SUITE}")
+    packages = list((folder / "package").glob("*.deb"))
+    if len(packages) != 1:
+        raise CheckError(f"apt-get download {_PACKAGE} gave {len(packages)} packages, expected 1")
+    _must(run(["dpkg-deb", "-x", packages[0], folder / "package"]), f"{packages[0].name} can't be unpacked")
+    found = folder / "package" / "usr" / "include" / "onnxruntime"
+    if not (found / "onnxruntime_cxx_api.h").is_file():
+        raise CheckError(f"{packages[0].name} has no onnxruntime_cxx_api.h")
+    include.parent.mkdir(parents=True, exist_ok=True)
+    found.rename(include)
+
+
+def _source_line() -> str:
+    """This machine's own source of Debian packages, for the other suite."""
+    codename = platform.freedesktop_os_release().get("VERSION_CODENAME", "")
+    listed = run(["apt-get", "indextargets", "--format", "$(REPO_URI) $(RELEASE) $(COMPONENT)", "Created-By: Packages"])
+    _must(listed, "apt-get does not say where packages come from")
+    for line in listed.stdout.splitlines():
+        uri, release, component = line.split()
+        if (release, component) == (codename, "main"):
+            keyring = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
+            signed = f"[signed-by={keyring}] " if keyring.is_file() else ""
+            return f"deb {signed}{uri} {_SUITE} main"
+    raise CheckError(f"apt has no source of {codename or 'Debian'} main here; the C++ check needs a Debian machine")
+
+
+def _link_library(folder: Path) -> None:
+    """The wheel's library, under the names that a release archive gives it."""
+    package = importlib.util.find_spec("onnxruntime")
+    if package is None or package.origin is None:
+        raise CheckError(f"{sys.executable} has no onnxruntime, whose library C++ needs; pip install onnxruntime")
+    libraries = sorted(Path(package.origin).parent.glob("capi/libonnxruntime.so.*"))
+    if len(libraries) != 1:
+        raise CheckError(f"the onnxruntime wheel has {len(libraries)} files libonnxruntime.so.*, expected 1")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    for name in (libraries[0].name, "libonnxruntime.so.1", "libonnxruntime.so"):
+        (folder / name).symlink_to(libraries[0])
+
+
+def _must(result: Run, problem: str) -> Run:
+    if result.returncode != 0:
+        detail = (result.stderr.strip() or result.stdout.strip()).splitlines()
+        raise CheckError(f"{problem}: exit status {result.returncode}: {' | '.join(detail[-12:])}")
+    return result
+
+
+def _extra(source: Path, *arguments: str | Path) -> str:
+    result = run([source / "build" / "self_check", *arguments])
+    return _must(result, f"{arguments[0]} failed").stdout.strip()
+
+
+def _check_digests(source: Path) -> str:
+    found = _extra(source, "sha256").splitlines()
+    data = bytes(i * 7 % 256 for i in range(300))
+    expected = [hashlib.sha256(data[:length]).hexdigest() for length in range(301)] + list(_KNOWN_DIGESTS)
+    if found != expected:
+        wrong = [index for index, pair in enumerate(zip(found, expected, strict=False)) if pair[0] != pair[1]]
+        raise CheckError(f"SHA-256 is wrong in {len(wrong)} of {len(expected)} cases, the first {wrong[:1]}")
+    return f"SHA-256: right for {len(expected)} messages, FIPS 180-4's examples among them"
+
+
+def _check_allocations(source: Path, bundle: Path) -> str:
+    ours, of_runtime, steps = map(int, _extra(source, "allocations", bundle).split())
+    if ours != 0:
+        raise CheckError(f"{steps} steps called operator new {ours} times outside of ONNX Runtime, expected none")
+    each = of_runtime / steps
+    return f"{steps} steps with snapshots, rewinds and restores: no operator new, but {each:g} a step in ONNX Runtime"
+
+
+def _check_damaged(source: Path, bundle: Path, copy: Path) -> list[str]:
+    shutil.copytree(bundle, copy)
+    tensor = min(copy.rglob("input_*.pb"), key=lambda path: path.stat().st_size)
+    return [
+        f"sanitized, tensors: {_extra(source, 'tensors', tensor)}",
+        f"sanitized, manifests: {_extra(source, 'manifests', copy)}",
+    ]
+
+
+def _check_sanitized(source: Path, bundle: Path) -> str:
+    result = run([source / "build" / "self_check", bundle, "--frames", "200", "--json"])
+    _must(result, "the self-check fails under AddressSanitizer and UBSan")
+    if result.stderr or json.loads(result.stdout)["ok"] is not True:
+        raise CheckError(f"the self-check under AddressSanitizer and UBSan: {result.stderr or result.stdout}")
+    return "sanitized, self-check: no finding of AddressSanitizer, LeakSanitizer or UBSan"

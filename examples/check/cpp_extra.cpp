@@ -1,0 +1,159 @@
+// Checks of edifice.hpp that are not for a reader: SHA-256, damaged input, allocations. Built in place of main.cpp.
+#define ORT_API_MANUAL_INIT  // so that calls of ONNX Runtime can be seen
+
+#include <cstdio>
+#include <cstdlib>
+#include <iterator>
+#include <new>
+#include <random>
+
+#include "edifice.hpp"
+
+namespace {
+
+bool counting = false, in_runtime = false;
+long ours = 0, of_runtime = 0;
+
+void count_allocation() {
+    if (counting) ++(in_runtime ? of_runtime : ours);
+}
+
+const OrtApi* runtime = nullptr;
+
+OrtStatus* ORT_API_CALL run_with_binding(OrtSession* session, const OrtRunOptions* options,
+                                         const OrtIoBinding* binding) noexcept {
+    in_runtime = true;
+    OrtStatus* const status = runtime->RunWithBinding(session, options, binding);
+    in_runtime = false;
+    return status;
+}
+
+// Digests of byte i * 7 for every length up to 300, fed in pieces; then of a million times 'a'.
+void sha256() {
+    std::mt19937 random(1);
+    std::string bytes;
+    for (std::size_t length = 0; length <= 300; ++length) {
+        edifice::Sha256 hash;
+        for (std::size_t at = 0; at < length;) {
+            const std::size_t piece = std::min<std::size_t>(1 + random() % 80, length - at);
+            hash.update(bytes.data() + at, piece);
+            at += piece;
+        }
+        std::printf("%s\n", hash.hex().c_str());
+        bytes += static_cast<char>(length * 7 % 256);
+    }
+    for (const std::string& text : {std::string("abc"), std::string(1'000'000, 'a')}) {
+        edifice::Sha256 hash;
+        hash.update(text.data(), text.size());
+        std::printf("%s\n", hash.hex().c_str());
+    }
+}
+
+std::string read(const std::filesystem::path& path) {
+    std::ifstream file(path, std::ios::binary);
+    return {std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
+}
+
+bool refuses(const std::string& bytes) {
+    try {
+        edifice::parse_tensor(bytes, "damaged");
+        return false;
+    } catch (const edifice::CheckError&) {
+        return true;  // any other exception ends the program
+    }
+}
+
+// A tensor cut short at every place, which must be refused, and with each of its bytes changed, which must do no harm.
+int tensors(const std::filesystem::path& path) {
+    const std::string whole = read(path);
+    for (std::size_t length = 0; length < whole.size(); ++length) {
+        if (!refuses(whole.substr(0, length))) {
+            std::fprintf(stderr, "a tensor of %zu bytes was taken from %zu\n", whole.size(), length);
+            return 1;
+        }
+    }
+    int refused = 0;
+    for (std::size_t at = 0; at < whole.size(); ++at) {
+        for (int value = 0; value < 256; ++value) {
+            std::string changed = whole;
+            changed[at] = static_cast<char>(value);
+            refused += refuses(changed) ? 1 : 0;
+        }
+    }
+    std::printf("%zu cut short and all refused; %zu with a byte changed, %d refused\n", whole.size(),
+                whole.size() * 256, refused);
+    return 0;
+}
+
+// Manifests with bytes changed or taken out: each is read or refused.
+void manifests(const std::filesystem::path& folder) {
+    const std::string whole = read(folder / "manifest.json");
+    std::mt19937 random(1);
+    int refused = 0;
+    constexpr int tries = 2000;
+    for (int i = 0; i < tries; ++i) {
+        std::string changed = whole;
+        const std::size_t at = random() % whole.size();
+        if (i % 2 == 0) {
+            changed[at] = static_cast<char>(random() % 256);
+        } else {
+            changed.erase(at, random() % 40);
+        }
+        std::ofstream(folder / "manifest.json", std::ios::binary) << changed;
+        try {
+            edifice::Bundle{folder};
+        } catch (const edifice::Error&) {
+            ++refused;
+        }
+    }
+    std::ofstream(folder / "manifest.json", std::ios::binary) << whole;
+    std::printf("%d with bytes changed or taken out, %d refused\n", tries, refused);
+}
+
+// Calls of operator new in steps, snapshots, rewinds and restores: outside of ONNX Runtime's run, and within.
+void allocations(const std::filesystem::path& folder) {
+    edifice::Model model{edifice::Bundle{folder}};
+    edifice::Stream stream(model);
+    const std::vector<float> frame(model.bundle().graph("stream").inputs[0].width(), 0.5f);
+    edifice::Snapshot mark;
+    stream.step(frame);
+    stream.snapshot(mark);
+    constexpr int steps = 1000;
+    counting = true;
+    for (int i = 0; i < steps; ++i) {
+        stream.step(frame);
+        stream.step(frame);
+        stream.rewind(1);
+        if (i % 20 == 0) stream.restore(mark);
+        if (i % 20 == 3) stream.snapshot(mark);
+    }
+    counting = false;
+    std::printf("%ld %ld %d\n", ours, of_runtime, 2 * steps);
+}
+
+}  // namespace
+
+// Not inline: compilers warn of pairs of malloc and delete where they see into only one of the two.
+[[gnu::noinline]] void* operator new(std::size_t size) {
+    count_allocation();
+    if (void* const memory = std::malloc(size == 0 ? 1 : size)) return memory;
+    throw std::bad_alloc();
+}
+void* operator new[](std::size_t size) { return operator new(size); }
+[[gnu::noinline]] void operator delete(void* memory) noexcept { std::free(memory); }
+void operator delete[](void* memory) noexcept { operator delete(memory); }
+void operator delete(void* memory, std::size_t) noexcept { operator delete(memory); }
+void operator delete[](void* memory, std::size_t) noexcept { operator delete(memory); }
+
+int main(int count, char** words) {
+    runtime = OrtGetApiBase()->GetApi(ORT_API_VERSION);
+    static OrtApi watched = *runtime;
+    watched.RunWithBinding = run_with_binding;
+    Ort::InitApi(&watched);
+    const std::string task = count > 1 ? words[1] : "";
+    if (task == "sha256") sha256();
+    if (task == "tensors" && count == 3) return tensors(words[2]);
+    if (task == "manifests" && count == 3) manifests(words[2]);
+    if (task == "allocations" && count == 3) allocations(words[2]);
+    return 0;
+}
