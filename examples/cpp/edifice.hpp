@@ -95,7 +95,7 @@ public:
     /// The digest of all bytes so far; ends the computation.
     std::string hex() {
         const std::uint64_t bits = total_ * 8;
-        const std::string padding = '\x80' + std::string((119 - total_ % 64) % 64, '\0');
+        const std::string padding = '\x80' + std::string((119 - filled_) % 64, '\0');
         update(padding.data(), padding.size());
         std::array<char, 8> length{};
         for (std::size_t i = 0; i < 8; ++i) length[i] = static_cast<char>(bits >> (56 - 8 * i) & 255);
@@ -350,18 +350,24 @@ private:
         for (const nlohmann::json& entry : manifest.at("states")) {
             states.push_back({parse_tensor_spec(entry), entry.at("initial")});
             const nlohmann::json& initial = states.back().initial;
-            if (initial.is_string()) inside(initial.get<std::string>());
-            if (!initial.is_string() && !initial.is_number()) throw damaged("a state starts from " + initial.dump());
+            if (initial.is_string()) {
+                inside(initial.get<std::string>());
+                continue;
+            }
+            const bool is_float = states.back().tensor.type == ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
+            const bool sound = is_float ? initial.is_number() && std::abs(initial.get<double>()) <= 0x1p127
+                                        : initial.is_number_integer() && initial >= 0;
+            if (!sound) throw damaged("a state starts from " + initial.dump());
         }
         for (const auto& [name, entry] : manifest.at("graphs").items()) {
-            const GraphSpec graph = parse_graph(entry);
+            const GraphSpec spec = parse_graph(entry);
             const Shape free = name == "stream" ? Shape{kBatch} : Shape{kBatch, kSequence};
             const std::size_t carried = name == "window" ? 0 : states.size();
-            if (!is_signature(graph.inputs, free, "past.", carried) ||
-                !is_signature(graph.outputs, {kBatch}, "present.", carried)) {
+            if (!is_signature(spec.inputs, free, "past.", carried) ||
+                !is_signature(spec.outputs, {kBatch}, "present.", carried)) {
                 throw damaged("the " + name + " graph takes or gives other tensors than such a graph does");
             }
-            graphs[name] = graph;
+            graphs[name] = spec;
         }
         if (has("stream") != has("prefill") || graphs.size() != (has("window") ? 1u : 0u) + (has("stream") ? 2u : 0u)) {
             throw damaged("the graphs are not window, stream and prefill, or a part of them");
@@ -384,20 +390,20 @@ private:
     }
 
     GraphSpec parse_graph(const nlohmann::json& entry) const {
-        GraphSpec graph;
-        graph.model = inside(entry.at("model").get<std::string>());
-        for (const nlohmann::json& tensor : entry.at("inputs")) graph.inputs.push_back(parse_tensor_spec(tensor));
-        for (const nlohmann::json& tensor : entry.at("outputs")) graph.outputs.push_back(parse_tensor_spec(tensor));
+        GraphSpec spec;
+        spec.model = inside(entry.at("model").get<std::string>());
+        for (const nlohmann::json& tensor : entry.at("inputs")) spec.inputs.push_back(parse_tensor_spec(tensor));
+        for (const nlohmann::json& tensor : entry.at("outputs")) spec.outputs.push_back(parse_tensor_spec(tensor));
         for (const nlohmann::json& folder : entry.at("test_data")) {
-            graph.test_data.push_back(inside(folder.get<std::string>()));
+            spec.test_data.push_back(inside(folder.get<std::string>()));
         }
         if (const nlohmann::json& limit = entry.at("max_sequence"); !limit.is_null()) {
-            graph.max_sequence = limit.get<std::int64_t>();
+            spec.max_sequence = limit.get<std::int64_t>();
         }
         if (const nlohmann::json& sequence = entry.at("test_sequence"); !sequence.is_null()) {
-            graph.test_sequence = inside(sequence.at("folder").get<std::string>());
+            spec.test_sequence = inside(sequence.at("folder").get<std::string>());
         }
-        return graph;
+        return spec;
     }
 
     TensorSpec parse_tensor_spec(const nlohmann::json& entry) const {
@@ -456,13 +462,8 @@ struct Options {
 /// A bundle's graphs on an execution provider. Any number of threads may use one Model at once.
 class Model {
 public:
-    explicit Model(Bundle bundle, Options options = {}) : bundle_(std::move(bundle)), options_(std::move(options)) {
-        // An older library gives no table of its functions for newer headers, and each call would go nowhere.
-        if (OrtGetApiBase()->GetApi(ORT_API_VERSION) == nullptr) {
-            throw RequestError("ONNX Runtime " + Ort::GetVersionString() + " is older than the headers of version 1." +
-                               std::to_string(ORT_API_VERSION) +
-                               " that this program was built with; ship that library");
-        }
+    explicit Model(Bundle bundle, Options options = {})
+        : bundle_((check_library(), std::move(bundle))), options_(std::move(options)) {
         if (options_.threads < 1)
             throw RequestError("threads is " + std::to_string(options_.threads) + "; give 1 or more");
         configure();
@@ -526,6 +527,15 @@ private:
 
     // Whatever goes wrong is in an exception, so nothing need be on standard error as well.
     static constexpr OrtLoggingLevel kSilent = ORT_LOGGING_LEVEL_FATAL;
+
+    /// An older library has no table of functions for newer headers, and every call of it would go nowhere.
+    static void check_library() {
+        if (OrtGetApiBase()->GetApi(ORT_API_VERSION) == nullptr) {
+            throw RequestError("ONNX Runtime " + Ort::GetVersionString() + " is older than the headers of 1." +
+                               std::to_string(ORT_API_VERSION) +
+                               " that this program was built with; ship a library that is not");
+        }
+    }
 
     /// Refuses a model that is not what the manifest says, before buffers are made for it.
     static void check_signature(const GraphSpec& graph, const Ort::Session& session,
@@ -711,21 +721,22 @@ public:
 
     /// Goes to a snapshot of this stream, or of another of the same weights and batch. The history goes back with it
     /// where it holds that moment, and is forgotten otherwise.
-    void restore(const Snapshot& snapshot) {
-        if (snapshot.identity_ != identity_) {
-            throw RequestError("the snapshot is of weights " +
-                               (snapshot.states_.empty() ? "none" : snapshot.identity_) +
+    void restore(const Snapshot& mark) {
+        bool same = mark.identity_ == identity_ && mark.states_.size() == bytes_.size();
+        for (std::size_t i = 0; same && i < bytes_.size(); ++i) same = mark.states_[i].size() == bytes_[i];
+        if (!same) {
+            throw RequestError("the snapshot is of weights " + (mark.states_.empty() ? "none" : mark.identity_) +
                                ", and this stream of weights " + identity_ + "; restore it where it was taken");
         }
         for (std::size_t frames = 0; frames <= rewindable_; ++frames) {
-            if (slots_[before(frames)].moment == snapshot.moment_) return rewind(frames);
+            if (slots_[before(frames)].moment == mark.moment_) return rewind(frames);
         }
         current_ = after(current_);
         rewindable_ = 0;
         Slot& slot = slots_[current_];
-        slot.moment = snapshot.moment_;
+        slot.moment = mark.moment_;
         for (std::size_t i = 0; i < slot.states.size(); ++i) {
-            std::memcpy(slot.states[i].GetTensorMutableRawData(), snapshot.states_[i].data(), bytes_[i]);
+            std::memcpy(slot.states[i].GetTensorMutableRawData(), mark.states_[i].data(), bytes_[i]);
         }
     }
 
