@@ -1,0 +1,186 @@
+using System;
+using System.Collections.Generic;
+using System.Linq;
+using System.Runtime.InteropServices;
+using Microsoft.ML.OnnxRuntime;
+
+namespace Edifice
+{
+    /// <summary>
+    /// The graphs of a bundle on one provider. A graph is checked and loaded when it is first used. Any number of
+    /// threads may use a model at once.
+    /// </summary>
+    public sealed class EdificeModel : IDisposable
+    {
+        private readonly Dictionary<string, InferenceSession> sessions = new Dictionary<string, InferenceSession>();
+        private readonly SessionOptions options;
+
+        /// <param name="bundle">What to run.</param>
+        /// <param name="provider">cpu, cuda, dml or coreml. Another than cpu takes another package of ONNX Runtime.</param>
+        /// <param name="threads">Threads that one run may use; a frame is too little work for more than one.</param>
+        /// <exception cref="NotSupportedException">The provider can't be had.</exception>
+        public EdificeModel(Bundle bundle, string provider = "cpu", int threads = 1)
+        {
+            if (threads < 1)
+            {
+                throw new ArgumentException($"threads must be from 1, got {threads}");
+            }
+            (Bundle, Provider) = (bundle, provider);
+            GraphSpec any = bundle.Graph(bundle.Graphs.First());
+            (EmbedDim, HiddenSize) = (any.Inputs[0].Shape[^1], any.Outputs[0].Shape[^1]);
+            options = new SessionOptions
+            {
+                IntraOpNumThreads = threads,
+                // What goes wrong is thrown; the log would say it once more.
+                LogSeverityLevel = OrtLoggingLevel.ORT_LOGGING_LEVEL_FATAL,
+            };
+            AppendProvider();
+        }
+
+        public Bundle Bundle { get; }
+        public string Provider { get; }
+        public bool IsDisposed { get; private set; }
+
+        /// <summary>Numbers in a frame.</summary>
+        public int EmbedDim { get; }
+
+        /// <summary>Numbers in an output.</summary>
+        public int HiddenSize { get; }
+
+        /// <summary>Runs windows of one length side by side.</summary>
+        /// <param name="frames">float32 [batch, sequence, EmbedDim]; the sequence is what their number gives.</param>
+        /// <param name="batch">How many windows.</param>
+        /// <returns>float32 [batch, HiddenSize]: the output at the last frame of each window.</returns>
+        /// <exception cref="ArgumentException">No whole number of frames, or more than the graph can compute.</exception>
+        public float[] Run(ReadOnlyMemory<float> frames, int batch = 1)
+        {
+            InferenceSession session = Session("window");
+            long[] shape = SequenceShape(Bundle.Graph("window"), frames.Span, batch);
+            var output = new float[batch * HiddenSize];
+            using RunOptions run = QuietRun();
+            // Nothing writes to an input; OrtValue has no read-only kind.
+            using OrtValue input = OrtValue.CreateTensorValueFromMemory(
+                OrtMemoryInfo.DefaultInstance, MemoryMarshal.AsMemory(frames), shape);
+            using OrtValue result = OrtValue.CreateTensorValueFromMemory(output, new long[] { batch, HiddenSize });
+            session.Run(run, session.InputNames, new[] { input }, session.OutputNames, new[] { result });
+            return output;
+        }
+
+        /// <summary>A stream, or a batch of streams side by side, from the state before the first frame.</summary>
+        /// <param name="batch">How many streams.</param>
+        /// <param name="history">Frames that they can be rewound by at most.</param>
+        public EdificeStream OpenStream(int batch = 1, int history = 16) => new EdificeStream(this, batch, history);
+
+        /// <summary>The session of a graph: window, stream or prefill. It belongs to the model.</summary>
+        public InferenceSession Session(string name)
+        {
+            if (IsDisposed)
+            {
+                throw new ObjectDisposedException(nameof(EdificeModel));
+            }
+            lock (sessions)
+            {
+                if (!sessions.TryGetValue(name, out InferenceSession? session))
+                {
+                    session = new InferenceSession(Bundle.CheckModel(Bundle.Graph(name)), options);
+                    sessions[name] = session;
+                }
+                return session;
+            }
+        }
+
+        /// <summary>Frees the sessions. No stream or run may be under way.</summary>
+        public void Dispose()
+        {
+            IsDisposed = true;
+            foreach (InferenceSession session in sessions.Values)
+            {
+                session.Dispose();
+            }
+            sessions.Clear();
+            options.Dispose();
+        }
+
+        /// <summary>The shape of frames [batch, sequence, EmbedDim], if they are so many and a graph takes them.</summary>
+        internal static long[] SequenceShape(GraphSpec graph, ReadOnlySpan<float> frames, int batch)
+        {
+            int width = graph.Inputs[0].Shape[^1];
+            long one = (long)batch * width;
+            if (batch < 1 || frames.Length == 0 || frames.Length % one != 0)
+            {
+                throw new ArgumentException(
+                    $"state_sequence has {frames.Length} numbers, and the model takes a multiple of {one} "
+                    + $"(float32 [{batch}, sequence, {width}]); give whole frames");
+            }
+            long sequence = frames.Length / one;
+            if (sequence > graph.MaxSequence)
+            {
+                throw new ArgumentException(
+                    $"state_sequence has {sequence} frames, and the model takes at most {graph.MaxSequence}; "
+                    + "give fewer, or build it with a larger --window-size");
+            }
+            CheckFinite("state_sequence", frames);
+            return new[] { batch, sequence, width };
+        }
+
+        /// <summary>Options of a run that logs nothing: what goes wrong is thrown.</summary>
+        internal static RunOptions QuietRun()
+        {
+            return new RunOptions { LogSeverityLevel = OrtLoggingLevel.ORT_LOGGING_LEVEL_FATAL };
+        }
+
+        internal static void CheckFinite(string name, ReadOnlySpan<float> numbers)
+        {
+            for (int i = 0; i < numbers.Length; i++)
+            {
+                if (!float.IsFinite(numbers[i]))
+                {
+                    throw new ArgumentException($"{name} has {numbers[i]} at place {i}; give finite numbers");
+                }
+            }
+        }
+
+        private void AppendProvider()
+        {
+            if (Provider == "cpu")
+            {
+                return; // always there, and last in the list of every session
+            }
+            string full = Provider switch
+            {
+                "cuda" => "CUDAExecutionProvider",
+                "dml" => "DmlExecutionProvider",
+                "coreml" => "CoreMLExecutionProvider",
+                _ => throw new NotSupportedException(
+                    $"provider {Provider}: is not one that this program knows; use cpu, cuda, dml or coreml"),
+            };
+            string[] found = OrtEnv.Instance().GetAvailableProviders();
+            if (!found.Contains(full))
+            {
+                throw new NotSupportedException(
+                    $"provider {Provider}: is not in this ONNX Runtime, which has {string.Join(", ", found)}; "
+                    + "take the package that has it (README.md lists them)");
+            }
+            try
+            {
+                switch (Provider)
+                {
+                    case "cuda":
+                        options.AppendExecutionProvider_CUDA();
+                        break;
+                    case "dml":
+                        options.EnableMemoryPattern = false; // DirectML takes sessions without it only
+                        options.AppendExecutionProvider_DML();
+                        break;
+                    case "coreml":
+                        options.AppendExecutionProvider("CoreML");
+                        break;
+                }
+            }
+            catch (Exception error) when (error is OnnxRuntimeException || error is EntryPointNotFoundException)
+            {
+                throw new NotSupportedException($"provider {Provider}: can't be used: {error.Message}", error);
+            }
+        }
+    }
+}

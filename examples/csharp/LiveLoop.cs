@@ -1,0 +1,101 @@
+using System;
+using System.Diagnostics;
+using System.Threading;
+
+namespace Edifice
+{
+    /// <summary>
+    /// A game's loop: 60 frames a second, and now and then input comes late, so that frames already simulated are
+    /// simulated again from a snapshot. Here with the frames of before, to show that the outputs are bitwise the same.
+    /// </summary>
+    public sealed class LiveLoop
+    {
+        public const double Budget = 1000.0 / 60;
+        private const int Depth = 12; // frames that a rollback goes back at most
+
+        private readonly EdificeModel model;
+        private readonly int count;
+
+        public LiveLoop(EdificeModel model, int seconds) => (this.model, count) = (model, seconds * 60);
+
+        public int Frames => count;
+        public int Rollbacks { get; private set; }
+        public int Replayed { get; private set; }
+
+        /// <summary>Frames after a rollback whose output was not bitwise that of before.</summary>
+        public int Different { get; private set; }
+
+        /// <summary>Frames that took longer than a sixtieth of a second.</summary>
+        public int Late { get; private set; }
+
+        public (double P50, double P99, double Max) Times { get; private set; }
+        public long Bytes { get; private set; }
+        public int Collections { get; private set; }
+
+        public void Run()
+        {
+            using EdificeStream stream = model.OpenStream();
+            var random = new Random(1);
+            var ticks = new long[count];
+            var inputs = new float[Depth][];
+            var outputs = new float[Depth][];
+            for (int i = 0; i < Depth; i++)
+            {
+                (inputs[i], outputs[i]) = (new float[model.EmbedDim], new float[model.HiddenSize]);
+            }
+            EdificeSnapshot mark = stream.Snapshot();
+            stream.Step(inputs[0]); // the first run of a session plans its memory
+            stream.Reset();
+            int depth = 0; // frames since the mark; none while there is no mark
+            int target = 0;
+            long bytes = GC.GetAllocatedBytesForCurrentThread();
+            int collections = GC.CollectionCount(0);
+            long begin = Stopwatch.GetTimestamp();
+            for (int i = 0; i < count; i++)
+            {
+                WaitUntil(begin + (long)(i * Budget / 1000 * Stopwatch.Frequency));
+                long start = Stopwatch.GetTimestamp();
+                if (target == 0 && random.Next(10) == 0)
+                {
+                    stream.Snapshot(mark);
+                    (depth, target) = (0, random.Next(1, Depth + 1));
+                }
+                foreach (ref float number in inputs[depth].AsSpan())
+                {
+                    number = (float)(2 * random.NextDouble() - 1);
+                }
+                stream.Step(inputs[depth]).CopyTo(outputs[depth]);
+                if (target > 0 && ++depth == target)
+                {
+                    stream.Restore(mark);
+                    for (int j = 0; j < target; j++)
+                    {
+                        Different += Numbers.Same(stream.Step(inputs[j]), outputs[j]) ? 0 : 1;
+                    }
+                    Rollbacks++;
+                    Replayed += target;
+                    (depth, target) = (0, 0);
+                }
+                ticks[i] = Stopwatch.GetTimestamp() - start;
+                Late += ticks[i] * 1000.0 / Stopwatch.Frequency > Budget ? 1 : 0;
+            }
+            Bytes = GC.GetAllocatedBytesForCurrentThread() - bytes;
+            Collections = GC.CollectionCount(0) - collections;
+            Times = Numbers.Percentiles(ticks);
+        }
+
+        /// <summary>Sleeps, and spins for the last two milliseconds: a sleep may take longer than it was told.</summary>
+        private static void WaitUntil(long deadline)
+        {
+            long spin = Stopwatch.Frequency / 500;
+            while (deadline - Stopwatch.GetTimestamp() > spin)
+            {
+                Thread.Sleep(1);
+            }
+            while (Stopwatch.GetTimestamp() < deadline)
+            {
+                Thread.SpinWait(20);
+            }
+        }
+    }
+}
