@@ -42,7 +42,8 @@ namespace Edifice
             {
                 graphs[graph.Name] = ReadGraph(graph.Name, graph.Value);
             }
-            if (WindowSize < 1 || graphs.Count == 0 || Has("stream") != Has("prefill") || Has("stream") != States.Count > 0)
+            if (WindowSize < 1 || graphs.Count == 0 || Has("stream") != Has("prefill")
+                || Has("stream") != States.Count > 0)
             {
                 throw Damaged("it has no window_size, no graphs, or a stream without states or prefill");
             }
@@ -88,7 +89,8 @@ namespace Edifice
                 error is JsonException || error is InvalidOperationException || error is FormatException)
             {
                 throw new InvalidDataException(
-                    $"bundle {folder}: manifest.json is damaged: {error.Message}; build or copy the bundle again", error);
+                    $"bundle {folder}: manifest.json is damaged: {error.Message}; build or copy the bundle again",
+                    error);
             }
         }
 
@@ -121,8 +123,8 @@ namespace Edifice
             if (stream.Length != size || found != sha256)
             {
                 throw new InvalidDataException(
-                    $"bundle {Folder}: '{name}' was changed: its SHA-256 is {found} ({stream.Length} bytes), the manifest "
-                    + $"says {sha256} ({size} bytes); build or copy the bundle again");
+                    $"bundle {Folder}: '{name}' was changed: its SHA-256 is {found} ({stream.Length} bytes), the "
+                    + $"manifest says {sha256} ({size} bytes); build or copy the bundle again");
             }
             return path;
         }
@@ -151,8 +153,8 @@ namespace Edifice
             if (schema > SchemaVersion)
             {
                 throw new NotSupportedException(
-                    $"bundle {Folder}: has schema {schema}, newer than {SchemaVersion}, the newest that this program reads; "
-                    + "take a newer sample");
+                    $"bundle {Folder}: has schema {schema}, newer than {SchemaVersion}, the newest that this program "
+                    + "reads; take a newer sample");
             }
             if (schema < SchemaVersion)
             {
@@ -224,7 +226,10 @@ namespace Edifice
             return parent.TryGetProperty(name, out JsonElement value) ? value : throw Damaged($"it lacks '{name}'");
         }
 
-        private string Text(JsonElement value) => value.GetString() ?? throw Damaged("a null stands where a text should");
+        private string Text(JsonElement value)
+        {
+            return value.GetString() ?? throw Damaged("a null stands where a text should");
+        }
 
         /// <summary>Refuses a path that could lead out of the bundle, on any system.</summary>
         private string Inside(string path)
@@ -238,7 +243,9 @@ namespace Edifice
 
         private string Listed(string path)
         {
-            return files.ContainsKey(Inside(path)) ? path : throw Damaged($"'{path}' is used and not listed under files");
+            return files.ContainsKey(Inside(path))
+                ? path
+                : throw Damaged($"'{path}' is used and not listed under files");
         }
 
         private InvalidDataException Damaged(string problem)

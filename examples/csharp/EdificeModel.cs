@@ -16,7 +16,7 @@ namespace Edifice
         private readonly SessionOptions options;
 
         /// <param name="bundle">What to run.</param>
-        /// <param name="provider">cpu, cuda, dml or coreml. Another than cpu takes another package of ONNX Runtime.</param>
+        /// <param name="provider">cpu, cuda, dml or coreml; the package of ONNX Runtime must have it.</param>
         /// <param name="threads">Threads that one run may use; a frame is too little work for more than one.</param>
         /// <exception cref="NotSupportedException">The provider can't be had.</exception>
         public EdificeModel(Bundle bundle, string provider = "cpu", int threads = 1)
@@ -51,7 +51,7 @@ namespace Edifice
         /// <param name="frames">float32 [batch, sequence, EmbedDim]; the sequence is what their number gives.</param>
         /// <param name="batch">How many windows.</param>
         /// <returns>float32 [batch, HiddenSize]: the output at the last frame of each window.</returns>
-        /// <exception cref="ArgumentException">No whole number of frames, or more than the graph can compute.</exception>
+        /// <exception cref="ArgumentException">No whole frames, a NaN, or more frames than it can compute.</exception>
         public float[] Run(ReadOnlyMemory<float> frames, int batch = 1)
         {
             InferenceSession session = Session("window");
@@ -101,7 +101,7 @@ namespace Edifice
             options.Dispose();
         }
 
-        /// <summary>The shape of frames [batch, sequence, EmbedDim], if they are so many and a graph takes them.</summary>
+        /// <summary>The shape [batch, sequence, EmbedDim] of frames, unless the graph would not take them.</summary>
         internal static long[] SequenceShape(GraphSpec graph, ReadOnlySpan<float> frames, int batch)
         {
             int width = graph.Inputs[0].Shape[^1];

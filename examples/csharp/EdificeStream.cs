@@ -12,8 +12,8 @@ namespace Edifice
     /// </summary>
     /// <remarks>
     /// The states are in a ring: a step reads slot i and writes slot i + 1, so nothing is updated in place, and going
-    /// back is a change of the index. What a step reads and writes is bound once for each pair of neighbours: on the CPU
-    /// it makes no managed object.
+    /// back is a change of the index. What a step reads and writes is bound once for each pair of neighbours: on the
+    /// CPU it makes no managed object.
     /// </remarks>
     public sealed class EdificeStream : IDisposable
     {
@@ -69,7 +69,7 @@ namespace Edifice
         /// <summary>One frame on.</summary>
         /// <param name="numbers">float32 [batch, EmbedDim].</param>
         /// <returns>float32 [batch, HiddenSize], valid until the next call.</returns>
-        /// <exception cref="ArgumentException">More or fewer numbers, or a NaN. The stream stays where it was.</exception>
+        /// <exception cref="ArgumentException">Other than so many, or a NaN. The stream is left as it was.</exception>
         public ReadOnlySpan<float> Step(ReadOnlySpan<float> numbers)
         {
             CheckDisposed();
@@ -103,7 +103,7 @@ namespace Edifice
         /// </summary>
         /// <param name="frames">float32 [batch, sequence, EmbedDim]; the sequence is what their number gives.</param>
         /// <returns>The output at the last frame, float32 [batch, HiddenSize], valid until the next call.</returns>
-        /// <exception cref="ArgumentException">No whole frames, or a NaN. The stream stays where it was.</exception>
+        /// <exception cref="ArgumentException">No whole frames, or a NaN. The stream is left as it was.</exception>
         public ReadOnlySpan<float> Prefill(ReadOnlyMemory<float> frames)
         {
             CheckDisposed();
@@ -184,10 +184,17 @@ namespace Edifice
                 return;
             }
             disposed = true;
-            foreach (IDisposable owned in bindings.Concat<IDisposable>(slots).Append(frameValue).Append(outputValue).Append(run))
+            foreach (OrtIoBinding binding in bindings)
             {
-                owned.Dispose();
+                binding.Dispose();
             }
+            foreach (StateBuffers slot in slots)
+            {
+                slot.Dispose();
+            }
+            frameValue.Dispose();
+            outputValue.Dispose();
+            run.Dispose();
         }
 
         private int Back(int frames) => (current - frames + slots.Length) % slots.Length;
@@ -223,9 +230,9 @@ namespace Edifice
             if (snapshot.Weights != initial.Weights || snapshot.Data.Length != initial.Data.Length)
             {
                 throw new ArgumentException(
-                    $"the snapshot is of weights {snapshot.Weights.Substring(0, 12)} and {snapshot.Data.Length} bytes, and "
-                    + $"the stream of {initial.Weights.Substring(0, 12)} and {initial.Data.Length}; restore it in a stream of "
-                    + "the same bundle and batch");
+                    $"the snapshot is of weights {snapshot.Weights.Substring(0, 12)} and {snapshot.Data.Length} bytes, "
+                    + $"and the stream of {initial.Weights.Substring(0, 12)} and {initial.Data.Length}; restore it in "
+                    + "a stream of the same bundle and batch");
             }
         }
 

@@ -15,7 +15,7 @@ namespace Edifice
         public int[] Shape { get; }
     }
 
-    /// <summary>What a stream carries from frame to frame; the graphs read it as past.* and give it as present.*.</summary>
+    /// <summary>What a stream carries from frame to frame: the graphs read past.* and give present.*.</summary>
     public sealed class StateSpec
     {
         public StateSpec(TensorSpec tensor, double initial, string? initialFile)
@@ -49,7 +49,7 @@ namespace Edifice
         /// <summary>Folders with input_0.pb, ..., output_0.pb, ...</summary>
         public string[] TestData { get; }
 
-        /// <summary>The folder of frames from the initial state on and the output at each; only a stream has one.</summary>
+        /// <summary>A folder with frames from the initial state on and the output at each; of a stream only.</summary>
         public string? TestSequence { get; internal set; }
 
         /// <summary>The most frames that it can compute at once; null where there is no limit.</summary>

@@ -84,7 +84,7 @@ namespace Edifice
             Times = Numbers.Percentiles(ticks);
         }
 
-        /// <summary>Sleeps, and spins for the last two milliseconds: a sleep may take longer than it was told.</summary>
+        /// <summary>Sleeps, and spins for the last two milliseconds: a sleep may take longer than told.</summary>
         private static void WaitUntil(long deadline)
         {
             long spin = Stopwatch.Frequency / 500;

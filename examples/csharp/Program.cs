@@ -128,14 +128,14 @@ namespace Edifice
         {
             Console.WriteLine(
                 $"{model.Bundle.Architecture}, window of {model.Bundle.WindowSize} frames, on ONNX Runtime "
-                + $"{OrtEnv.Instance().GetVersionString()}, {model.Provider}, {threads} thread{(threads > 1 ? "s" : "")}");
+                + $"{OrtEnv.Instance().GetVersionString()}, {model.Provider}, threads {threads}");
             Console.WriteLine("graph    tensors    error   p50 ms   p99 ms   max ms  bytes a call");
             foreach (GraphReport report in check.Graphs)
             {
                 (double p50, double p99, double max) = report.Times;
                 Console.WriteLine(
-                    $"{report.Graph,-8} {report.Tensors,7} {report.Error,8:0.0e+00} {p50,8:0.000} {p99,8:0.000} {max,8:0.000} "
-                    + $"{report.Bytes,13:0.##}");
+                    $"{report.Graph,-8} {report.Tensors,7} {report.Error,8:0.0e+00} {p50,8:0.000} {p99,8:0.000} "
+                    + $"{max,8:0.000} {report.Bytes,13:0.##}");
             }
             Console.WriteLine($"rollbacks, bitwise the same: {check.RolledBack}");
             Console.WriteLine($"refused: {check.Refused}");
@@ -164,8 +164,8 @@ namespace Edifice
             else
             {
                 Console.WriteLine(
-                    $"{loop.Frames} frames at 60 a second; {loop.Rollbacks} rollbacks with {loop.Replayed} frames again, "
-                    + $"{loop.Different} of them with another output");
+                    $"{loop.Frames} frames at 60 a second; {loop.Rollbacks} rollbacks with {loop.Replayed} frames "
+                    + $"again, {loop.Different} of them with another output");
                 Console.WriteLine(
                     $"a frame, rollback included, took p50 {loop.Times.P50:0.000}, p99 {loop.Times.P99:0.000}, max "
                     + $"{loop.Times.Max:0.000} of {LiveLoop.Budget:0.00} ms; {loop.Late} were late");
@@ -173,7 +173,7 @@ namespace Edifice
             }
             return loop.Different == 0
                 ? 0
-                : Fail(1, $"bundle {model.Bundle.Folder}: {loop.Different} outputs were others after a rollback; report it");
+                : Fail(1, $"bundle {model.Bundle.Folder}: {loop.Different} outputs differ after a rollback; report it");
         }
 
         private static void Print(EdificeModel model, bool ok, Action<Utf8JsonWriter> fields)
@@ -202,7 +202,8 @@ namespace Edifice
 
         private static int Number(string option, string value, int least)
         {
-            return int.TryParse(value, NumberStyles.None, CultureInfo.InvariantCulture, out int number) && number >= least
+            bool whole = int.TryParse(value, NumberStyles.None, CultureInfo.InvariantCulture, out int number);
+            return whole && number >= least
                 ? number
                 : throw new ArgumentException($"{option} {value}: is not a whole number from {least}; {Usage}");
         }

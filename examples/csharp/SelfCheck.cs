@@ -31,6 +31,7 @@ namespace Edifice
     /// <summary>Compares what the library computes with the test data of the bundle.</summary>
     public sealed class SelfCheck
     {
+        private const double Limit = 1e-5;
         private const int Rollbacks = 20;
         private const int History = 6; // less than a rollback may go back, so both ways of restoring are taken
 
@@ -84,8 +85,9 @@ namespace Edifice
             {
                 RunTestSequence(report, graph.TestSequence);
             }
-            double limit = 1e-5;
-            Expect(report.Error <= limit, $"the {name} graph differs from its test data by {report.Error:g2}, above {limit:g1}");
+            Expect(
+                report.Error <= Limit,
+                $"the {name} graph differs from its test data by {report.Error:0.0e+00}, and {Limit:0e+00} may be");
             float[] window = RandomFrames(model.Bundle.WindowSize);
             int windows = Math.Max(20, frames / 50);
             if (name == "window")
@@ -131,7 +133,8 @@ namespace Edifice
                 || inputs.Shape[2] != model.EmbedDim || expected.Shape[2] != model.HiddenSize
                 || !inputs.Shape.Take(2).SequenceEqual(expected.Shape.Take(2)))
             {
-                throw new InvalidDataException($"{folder}: has frames and outputs that don't fit; build the bundle again");
+                throw new InvalidDataException(
+                    $"{folder}: has frames and outputs that don't fit; build or copy the bundle again");
             }
             (int batch, int length) = ((int)inputs.Shape[0], (int)inputs.Shape[1]);
             float[] sequence = MemoryMarshal.Cast<byte, float>(inputs.Data).ToArray();
@@ -159,20 +162,21 @@ namespace Edifice
                     stream.Step(RandomFrames(1));
                 }
                 snapshot = stream.Snapshot(snapshot);
-                float[][] guessed = Enumerable.Range(0, random.Next(1, 2 * History)).Select(_ => RandomFrames(1)).ToArray();
-                float[][] first = guessed.Select(frame => stream.Step(frame).ToArray()).ToArray();
+                int count = random.Next(1, 2 * History);
+                float[][] inputs = Enumerable.Range(0, count).Select(_ => RandomFrames(1)).ToArray();
+                float[][] outputs = inputs.Select(frame => stream.Step(frame).ToArray()).ToArray();
                 stream.Restore(snapshot);
                 other.Restore(snapshot);
-                for (int i = 0; i < guessed.Length; i++)
+                for (int i = 0; i < count; i++)
                 {
-                    Expect(Numbers.Same(stream.Step(guessed[i]), first[i]), "after restore the same frame gave another output");
-                    Expect(Numbers.Same(other.Step(guessed[i]), first[i]), "a snapshot gave another output in another stream");
+                    Expect(Numbers.Same(stream.Step(inputs[i]), outputs[i]), "outputs differ after restore");
+                    Expect(Numbers.Same(other.Step(inputs[i]), outputs[i]), "outputs differ in another stream");
                 }
-                int back = Math.Min(stream.Rewindable, guessed.Length);
+                int back = Math.Min(stream.Rewindable, count);
                 stream.Rewind(back);
-                for (int i = guessed.Length - back; i < guessed.Length; i++)
+                for (int i = count - back; i < count; i++)
                 {
-                    Expect(Numbers.Same(stream.Step(guessed[i]), first[i]), "after rewind the same frame gave another output");
+                    Expect(Numbers.Same(stream.Step(inputs[i]), outputs[i]), "outputs differ after rewind");
                 }
             }
         }
@@ -218,7 +222,8 @@ namespace Edifice
 
         private float[] RandomFrames(int count)
         {
-            return Enumerable.Range(0, count * model.EmbedDim).Select(_ => (float)(2 * random.NextDouble() - 1)).ToArray();
+            IEnumerable<int> places = Enumerable.Range(0, count * model.EmbedDim);
+            return places.Select(_ => (float)(2 * random.NextDouble() - 1)).ToArray();
         }
 
         private TensorFile Read(string name) => TensorFile.Read(model.Bundle.Check(name));

@@ -33,7 +33,7 @@ namespace Edifice
             }
             catch (InvalidDataException error)
             {
-                throw new InvalidDataException($"tensor {path}: {error.Message}; build or copy the bundle again", error);
+                throw new InvalidDataException($"tensor {path}: {error.Message}; build the bundle again", error);
             }
         }
 
@@ -103,7 +103,7 @@ namespace Edifice
             if (bytes != found)
             {
                 string sizes = string.Join(", ", shape.Take(8));
-                throw new InvalidDataException($"has the shape [{sizes}] and {found} bytes of numbers, which don't agree");
+                throw new InvalidDataException($"has the shape [{sizes}] and {found} bytes, which don't agree");
             }
         }
 
