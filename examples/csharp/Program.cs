@@ -24,10 +24,14 @@ namespace Edifice
             {
                 return Run(arguments);
             }
-            catch (Exception error) when (
-                error is InvalidDataException || error is OnnxRuntimeException || error is OutOfMemoryException)
+            catch (InvalidDataException error)
             {
                 return Fail(1, error.Message);
+            }
+            catch (OnnxRuntimeException error)
+            {
+                return Fail(
+                    1, $"ONNX Runtime failed: {error.Message}; build or copy the bundle again, or update ONNX Runtime");
             }
             catch (Exception error) when (
                 error is ArgumentException || error is NotSupportedException || error is IOException
@@ -61,11 +65,15 @@ namespace Edifice
                 {
                     values[argument] = i + 1 < arguments.Length
                         ? arguments[++i]
-                        : throw new ArgumentException($"{argument} stands without a value; {Usage}");
+                        : throw new ArgumentException($"{argument}: stands without a value; {Usage}");
                 }
-                else if (argument.StartsWith("-", StringComparison.Ordinal) || folder != null)
+                else if (argument.StartsWith("-", StringComparison.Ordinal))
                 {
-                    throw new ArgumentException($"{argument} is not an option that there is; {Usage}");
+                    throw new ArgumentException($"{argument}: there is no such option; {Usage}");
+                }
+                else if (folder != null)
+                {
+                    throw new ArgumentException($"{argument}: is a second bundle, and one is checked; {Usage}");
                 }
                 else
                 {

@@ -155,7 +155,8 @@ namespace Edifice
         {
             EdificeSnapshot? snapshot = null;
             using EdificeStream other = model.OpenStream(1, 0);
-            for (RolledBack = 0; RolledBack < Rollbacks && Problem == null; RolledBack++)
+            bool same = true;
+            for (RolledBack = 0; RolledBack < Rollbacks && same; RolledBack++)
             {
                 for (int wait = random.Next(1, 20); wait > 0; wait--)
                 {
@@ -169,16 +170,17 @@ namespace Edifice
                 other.Restore(snapshot);
                 for (int i = 0; i < count; i++)
                 {
-                    Expect(Numbers.Same(stream.Step(inputs[i]), outputs[i]), "outputs differ after restore");
-                    Expect(Numbers.Same(other.Step(inputs[i]), outputs[i]), "outputs differ in another stream");
+                    same &= Numbers.Same(stream.Step(inputs[i]), outputs[i]);
+                    same &= Numbers.Same(other.Step(inputs[i]), outputs[i]);
                 }
                 int back = Math.Min(stream.Rewindable, count);
                 stream.Rewind(back);
                 for (int i = count - back; i < count; i++)
                 {
-                    Expect(Numbers.Same(stream.Step(inputs[i]), outputs[i]), "outputs differ after rewind");
+                    same &= Numbers.Same(stream.Step(inputs[i]), outputs[i]);
                 }
             }
+            Expect(same, "the same frames gave other outputs after a rollback");
         }
 
         private void Refuse(Action call)

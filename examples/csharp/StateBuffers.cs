@@ -39,12 +39,18 @@ namespace Edifice
         /// <summary>What every state is before the first frame.</summary>
         public static EdificeSnapshot Initial(Bundle bundle, int batch)
         {
-            var snapshot = new EdificeSnapshot(
-                bundle.Weights, checked(bundle.States.Sum(state => Size(state.Tensor, batch))));
+            double size = bundle.States.Sum(state => Size(state.Tensor, batch));
+            if (size > int.MaxValue)
+            {
+                throw new ArgumentException(
+                    $"the states of a batch of {batch} take {size / (1 << 30):0} GiB, and a stream may have 2; "
+                    + "open several streams of smaller batches");
+            }
+            var snapshot = new EdificeSnapshot(bundle.Weights, (int)size);
             Span<byte> rest = snapshot.Data;
             foreach (StateSpec state in bundle.States)
             {
-                Span<byte> bytes = rest.Slice(0, Size(state.Tensor, batch));
+                Span<byte> bytes = rest.Slice(0, (int)Size(state.Tensor, batch));
                 if (state.InitialFile != null)
                 {
                     byte[] one = ReadOne(bundle, state);
@@ -113,10 +119,11 @@ namespace Edifice
             return tensor.Shape.Select(size => size < 0 ? batch : (long)size).ToArray();
         }
 
-        private static int Size(TensorSpec tensor, int batch)
+        /// <summary>Bytes, in a type that can't overflow.</summary>
+        private static double Size(TensorSpec tensor, int batch)
         {
             return Shape(tensor, batch).Aggregate(
-                tensor.Type == TensorElementType.Float ? 4 : 8, (bytes, size) => checked(bytes * (int)size));
+                tensor.Type == TensorElementType.Float ? 4.0 : 8.0, (bytes, size) => bytes * size);
         }
     }
 }

@@ -1,0 +1,223 @@
+// What the sample's library promises and its program has no use for. LibraryCheck BUNDLE: a bundle with all graphs.
+using System;
+using System.Collections.Generic;
+using System.IO;
+using System.Linq;
+using System.Threading;
+using Edifice;
+
+static class LibraryCheck
+{
+    static readonly Random Source = new Random(7);
+
+    static int Main(string[] arguments)
+    {
+        Bundle bundle = Bundle.Open(arguments[0]);
+        using var model = new EdificeModel(bundle);
+        CheckWindows(model);
+        CheckBatch(model);
+        CheckHistory(model);
+        CheckRefusals(model);
+        CheckThreads(model);
+        CheckDisposed(bundle);
+        return 0;
+    }
+
+    static void CheckWindows(EdificeModel model)
+    {
+        int window = model.Bundle.WindowSize;
+        float[] frames = Frames(model, 2 * window);
+        using EdificeStream stream = model.OpenStream();
+        for (int length = 1; length <= window; length++)
+        {
+            var prefix = new ReadOnlyMemory<float>(frames, 0, length * model.EmbedDim);
+            float[] step = stream.Step(prefix.Span.Slice(prefix.Length - model.EmbedDim)).ToArray();
+            Near(model.Run(prefix), step, $"window of {length} frames");
+        }
+        float[] two = model.Run(frames, 2);
+        float[] second = model.Run(new ReadOnlyMemory<float>(frames, window * model.EmbedDim, window * model.EmbedDim));
+        Near(two.Skip(model.HiddenSize).ToArray(), second, "second window of a batch");
+        Console.WriteLine($"windows of 1 to {window} frames are what the stream gives, and a batch what each window gives");
+    }
+
+    static void CheckBatch(EdificeModel model)
+    {
+        const int Batch = 3, Count = 20;
+        using EdificeStream stream = model.OpenStream(Batch, 0);
+        EdificeStream[] singles = Enumerable.Range(0, Batch).Select(_ => model.OpenStream()).ToArray();
+        for (int i = 0; i < Count; i++)
+        {
+            float[] frame = Frames(model, Batch);
+            float[] output = stream.Step(frame).ToArray();
+            for (int entry = 0; entry < Batch; entry++)
+            {
+                float[] one = singles[entry].Step(frame.AsSpan(entry * model.EmbedDim, model.EmbedDim)).ToArray();
+                Near(output.AsSpan(entry * model.HiddenSize, model.HiddenSize).ToArray(), one, $"entry {entry}");
+            }
+        }
+        float[] frames = Frames(model, Count);
+        singles[0].Reset();
+        singles[1].Reset();
+        float[] last = singles[0].Prefill(frames).ToArray();
+        for (int i = 0; i < Count; i++)
+        {
+            singles[1].Step(frames.AsSpan(i * model.EmbedDim, model.EmbedDim));
+        }
+        float[] next = Frames(model, 1);
+        Near(singles[0].Step(next).ToArray(), singles[1].Step(next).ToArray(), "a step after prefill");
+        foreach (EdificeStream single in singles)
+        {
+            single.Dispose();
+        }
+        Console.WriteLine($"a batch of {Batch} streams is {Batch} streams; prefill of {Count} frames is {Count} steps");
+    }
+
+    static void CheckHistory(EdificeModel model)
+    {
+        float[][] frames = Enumerable.Range(0, 40).Select(_ => Frames(model, 1)).ToArray();
+        foreach (int history in new[] { 0, 1, 2, 7, 100 })
+        {
+            using EdificeStream stream = model.OpenStream(1, history);
+            var outputs = new List<float[]>();
+            var marks = new List<EdificeSnapshot>();
+            foreach (float[] frame in frames)
+            {
+                marks.Add(stream.Snapshot());
+                outputs.Add(stream.Step(frame).ToArray());
+                Expect(stream.Rewindable == Math.Min(history, outputs.Count), $"rewindable of history {history}");
+            }
+            for (int back = 0; back <= Math.Min(history, frames.Length); back++)
+            {
+                stream.Rewind(back);
+                Expect(stream.Rewindable == Math.Min(history, frames.Length) - back, "rewindable after rewind");
+                for (int i = frames.Length - back; i < frames.Length; i++)
+                {
+                    Expect(Numbers.Same(stream.Step(frames[i]), outputs[i]), $"rewind by {back} of {history}");
+                }
+            }
+            Throws<ArgumentException>(() => stream.Rewind(stream.Rewindable + 1), "history holds");
+            for (int i = frames.Length - 1; i >= 0; i -= 3)
+            {
+                stream.Restore(marks[i]);
+                Expect(Numbers.Same(stream.Step(frames[i]), outputs[i]), $"restore of frame {i}, history {history}");
+            }
+            stream.Restore(marks[5]);
+            stream.Snapshot(marks[6]);
+            stream.Reset();
+            Expect(stream.Rewindable == 0 && Numbers.Same(stream.Step(frames[0]), outputs[0]), "reset");
+            stream.Restore(marks[6]);
+            Expect(Numbers.Same(stream.Step(frames[5]), outputs[5]), "a snapshot that was used again");
+        }
+        Console.WriteLine("histories of 0 to 100 frames: rewind, restore inside and outside, reset: bitwise the same");
+    }
+
+    static void CheckRefusals(EdificeModel model)
+    {
+        using EdificeStream stream = model.OpenStream();
+        using EdificeStream pair = model.OpenStream(2);
+        float[] frame = Frames(model, 1);
+        float[] expected = stream.Step(frame).ToArray();
+        stream.Rewind(1);
+        float[] bad = Frames(model, 1);
+        bad[bad.Length / 2] = float.NaN;
+        Throws<ArgumentException>(() => stream.Step(bad), "NaN");
+        Throws<ArgumentException>(() => stream.Prefill(bad), "NaN");
+        Throws<ArgumentException>(() => stream.Prefill(Array.Empty<float>()), "whole frames");
+        Throws<ArgumentException>(() => stream.Step(Array.Empty<float>()), "takes");
+        Throws<ArgumentException>(() => pair.Step(frame), $"has {frame.Length} numbers, and the model takes {2 * frame.Length}");
+        Throws<ArgumentException>(() => stream.Restore(pair.Snapshot()), "same bundle and batch");
+        Throws<ArgumentException>(() => stream.Rewind(-1), "rewind");
+        Throws<ArgumentException>(() => model.OpenStream(0), "batch");
+        Throws<ArgumentException>(() => model.OpenStream(int.MaxValue), "GiB");
+        Throws<ArgumentException>(() => model.OpenStream(1, -1), "history");
+        Throws<ArgumentException>(() => model.Run(frame, 0), "whole frames");
+        if (model.Bundle.Graph("window").MaxSequence is int limit)
+        {
+            Throws<ArgumentException>(() => model.Run(Frames(model, limit + 1)), $"at most {limit}");
+        }
+        Expect(Numbers.Same(stream.Step(frame), expected), "a refused call moved the stream");
+        Console.WriteLine("wrong sizes, NaN, foreign snapshots and impossible options are refused, and nothing moves");
+    }
+
+    static void CheckThreads(EdificeModel model)
+    {
+        float[][] frames = Enumerable.Range(0, 300).Select(_ => Frames(model, 1)).ToArray();
+        float[][] Play()
+        {
+            using EdificeStream stream = model.OpenStream();
+            return frames.Select(frame => stream.Step(frame).ToArray()).ToArray();
+        }
+        float[][] expected = Play();
+        int same = 0;
+        Thread[] threads = Enumerable.Range(0, 4).Select(_ => new Thread(() =>
+        {
+            if (Play().Zip(expected, (one, other) => Numbers.Same(one, other)).All(equal => equal))
+            {
+                Interlocked.Increment(ref same);
+            }
+        })).ToArray();
+        foreach (Thread thread in threads)
+        {
+            thread.Start();
+        }
+        foreach (Thread thread in threads)
+        {
+            thread.Join();
+        }
+        Expect(same == threads.Length, "streams in several threads gave other outputs");
+        Console.WriteLine($"{threads.Length} threads with a stream each of one model: bitwise the same");
+    }
+
+    static void CheckDisposed(Bundle bundle)
+    {
+        var model = new EdificeModel(bundle);
+        EdificeStream stream = model.OpenStream();
+        float[] frame = Frames(model, 1);
+        model.Dispose();
+        Throws<ObjectDisposedException>(() => stream.Step(frame), "");
+        Throws<ObjectDisposedException>(() => model.Run(frame), "");
+        stream.Dispose();
+        stream.Dispose();
+        model.Dispose();
+        for (int i = 0; i < 200; i++) // streams that nobody disposes are collected, with what they hold
+        {
+            new EdificeModel(bundle).OpenStream().Step(frame);
+        }
+        GC.Collect();
+        GC.WaitForPendingFinalizers();
+        Console.WriteLine("what was disposed says so; what was not is collected");
+    }
+
+    static float[] Frames(EdificeModel model, int count)
+    {
+        return Enumerable.Range(0, count * model.EmbedDim).Select(_ => (float)(2 * Source.NextDouble() - 1)).ToArray();
+    }
+
+    static void Near(float[] found, float[] expected, string what)
+    {
+        double error = found.Length == expected.Length ? Numbers.Error(found, expected) : double.PositiveInfinity;
+        Expect(error <= 1e-5, $"{what}: an error of {error}");
+    }
+
+    static void Throws<T>(Action call, string part) where T : Exception
+    {
+        try
+        {
+            call();
+        }
+        catch (T error)
+        {
+            Expect(error.Message.Contains(part), $"'{error.Message}' does not say '{part}'");
+            return;
+        }
+        throw new InvalidDataException($"no {typeof(T).Name} that says '{part}'");
+    }
+
+    static void Expect(bool holds, string what)
+    {
+        if (!holds)
+        {
+            throw new InvalidDataException(what);
+        }
+    }
+}
