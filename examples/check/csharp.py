@@ -100,28 +100,24 @@ class CSharp:
         """
         output = sample / "bin" / "check"
         output.mkdir(parents=True, exist_ok=True)
-        sources = sorted(sample.glob("*.cs"))
-        if not sources:
-            raise CheckError(f"{sample}: has no .cs files")
-        options = ["-nullable:enable", "-warnaserror", "-target:exe", f"-reference:{self._api}"]
-        self._compile([*options, f"-out:{output / 'edifice.dll'}", *map(str, sources)])
+        self._compile_program(sample, "edifice", "Edifice.Program", [])
         shutil.copy(self._api, output)
         library = output / "libonnxruntime.so"
         library.unlink(missing_ok=True)
         library.symlink_to(_library())
-        (output / "edifice.runtimeconfig.json").write_text(json.dumps(_RUNTIME_CONFIG))
 
     def run(self, sample: Path, bundle: Path, *arguments: str) -> Run:
         """Runs the sample's program on a bundle."""
         return self._run([self._dotnet, sample / "bin" / "check" / "edifice.dll", bundle, *arguments])
 
     def extra(self, sample: Path, bundle: Path) -> list[str]:
-        """A step makes no garbage; a loop of 60 frames a second with rollbacks; a window on mono.
+        """A step makes no garbage; a loop of 60 frames a second; what else the library promises; a window on mono.
 
         Raises:
             CheckError: one of them failed.
         """
-        return [self._garbage(sample, bundle), self._live(sample, bundle), self._mono(sample, bundle)]
+        shown = [self._garbage(sample, bundle), self._live(sample, bundle)]
+        return [*shown, *self._library_check(sample, bundle), self._mono(sample, bundle)]
 
     def _garbage(self, sample: Path, bundle: Path) -> str:
         report = _report(self.run(sample, bundle, "--frames", str(_FRAMES), "--json"))
@@ -138,6 +134,14 @@ class CSharp:
             f"{report['replayed']} frames again, bitwise the same; p99 {report['p99_ms']:.2f} of "
             f"{report['budget_ms']:.2f} ms; 0 bytes allocated"
         )
+
+    def _library_check(self, sample: Path, bundle: Path) -> list[str]:
+        checks = Path(__file__).parent / "dotnet" / "LibraryCheck.cs"
+        self._compile_program(sample, "library", "LibraryCheck", [checks])
+        result = self._run([self._dotnet, sample / "bin" / "check" / "library.dll", bundle])
+        if result.returncode != 0:
+            raise CheckError(f"C#: {checks.name} failed: {result.stderr.strip()[:1000]}")
+        return result.stdout.splitlines()
 
     def _mono(self, sample: Path, bundle: Path) -> str:
         output = sample / "bin" / "check"
@@ -194,6 +198,16 @@ class CSharp:
         )
         if result.returncode != 0:
             raise CheckError(f"the C# compiler failed: {(result.stdout + result.stderr).strip()[:2000]}")
+
+    def _compile_program(self, sample: Path, name: str, main: str, more: list[Path]) -> None:
+        """Compiles the sample's sources, and more, to a program in its bin/check."""
+        sources = sorted(sample.glob("*.cs"))
+        if not sources:
+            raise CheckError(f"{sample}: has no .cs files")
+        output = sample / "bin" / "check"
+        options = ["-nullable:enable", "-warnaserror", "-target:exe", f"-main:{main}", f"-reference:{self._api}"]
+        self._compile([*options, f"-out:{output / name}.dll", *map(str, [*sources, *more])])
+        (output / f"{name}.runtimeconfig.json").write_text(json.dumps(_RUNTIME_CONFIG))
 
     def _compile_api(self) -> None:
         source = _unpacked(self._root / _API[1]) / "package" / "Runtime"

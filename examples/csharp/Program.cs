@@ -42,7 +42,8 @@ namespace Edifice
             catch (TypeInitializationException error)
             {
                 // The library of ONNX Runtime is loaded when its first class is used.
-                return Fail(2, $"ONNX Runtime can't be loaded: {error.GetBaseException().Message}");
+                string reason = error.GetBaseException().Message.Split(". ")[0];
+                return Fail(2, $"ONNX Runtime can't be loaded: {reason}; keep its library beside the program");
             }
         }
 
