@@ -111,13 +111,14 @@ class CSharp:
         return self._run([self._dotnet, sample / "bin" / "check" / "edifice.dll", bundle, *arguments])
 
     def extra(self, sample: Path, bundle: Path) -> list[str]:
-        """A step makes no garbage; a loop of 60 frames a second; what else the library promises; a window on mono.
+        """No garbage; 60 frames a second; what else the library promises; the README's code; a window on mono.
 
         Raises:
             CheckError: one of them failed.
         """
         shown = [self._garbage(sample, bundle), self._live(sample, bundle)]
-        return [*shown, *self._library_check(sample, bundle), self._mono(sample, bundle)]
+        shown += [*self._library_check(sample, bundle), self._readme(sample, bundle)]
+        return [*shown, self._mono(sample, bundle)]
 
     def _garbage(self, sample: Path, bundle: Path) -> str:
         report = _report(self.run(sample, bundle, "--frames", str(_FRAMES), "--json"))
@@ -142,6 +143,27 @@ class CSharp:
         if result.returncode != 0:
             raise CheckError(f"C#: {checks.name} failed: {result.stderr.strip()[:1000]}")
         return result.stdout.splitlines()
+
+    def _readme(self, sample: Path, bundle: Path) -> str:
+        """Compiles and runs the README's code, which finds its bundle in the folder that it runs in."""
+        fence = "```csharp\n"
+        code = (sample / "README.md").read_text(encoding="utf-8").partition(fence)[2].partition("```")[0]
+        lines = code.splitlines()
+        if not lines:
+            raise CheckError(f"C#: {sample / 'README.md'} has no code")
+        usings = [line for line in lines if line.startswith("using ") and line.endswith(";") and "=" not in line]
+        functions = [line for line in lines if line.startswith("static ")]
+        body = [line for line in lines if line not in usings and line not in functions]
+        output = sample / "bin" / "check"
+        program = [*usings, "static class Readme {", "static void Main() {", *body, "}", *functions, "}"]
+        (output / "Readme.cs").write_text("\n".join(program), encoding="utf-8")
+        self._compile_program(sample, "readme", "Readme", [output / "Readme.cs"])
+        with tempfile.TemporaryDirectory() as folder:
+            (Path(folder) / "bundle").symlink_to(bundle.absolute())
+            result = self._run([self._dotnet, output.absolute() / "readme.dll"], Path(folder))
+        if result.returncode != 0:
+            raise CheckError(f"C#: the README's code failed: {result.stderr.strip()[:1000]}")
+        return f"the README's code runs: {len(lines)} lines"
 
     def _mono(self, sample: Path, bundle: Path) -> str:
         output = sample / "bin" / "check"
@@ -180,14 +202,14 @@ class CSharp:
     def _api(self) -> Path:
         return self._root / "Microsoft.ML.OnnxRuntime.dll"
 
-    def _run(self, arguments: list[str | Path]) -> Run:
+    def _run(self, arguments: list[str | Path], folder: Path | None = None) -> Run:
         environment = {
             **os.environ,
             "DOTNET_ROLL_FORWARD": "Major",  # the compiler was made for an older runtime
             "DOTNET_SYSTEM_GLOBALIZATION_INVARIANT": "1",
             "LD_LIBRARY_PATH": str(_library().parent),
         }
-        return run(arguments, environment=environment)
+        return run(arguments, folder, environment)
 
     def _compile(self, arguments: list[str]) -> None:
         compiler = _unpacked(self._root / _COMPILER[1]) / "package/sdk/3.1.102/Roslyn/bincore/csc.dll"
