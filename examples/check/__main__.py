@@ -1,7 +1,7 @@
 """Checks every sample on every model: largest error and latency by language, model and graph.
 
-    python examples/check                        everything: default models, four languages; about fifteen minutes
-    python examples/check cpp node --quick       some languages, tiny models, few frames
+    python -m examples.check                     everything: default models, four languages; about fifteen minutes
+    python -m examples.check cpp node --quick      some languages, tiny models, few frames
 
 It builds a bundle of each model, scaffolds each sample with it, builds the samples as their readers would, and runs
 them: every program checks itself on the bundle's test data, plays a game's rollbacks, and times itself. Then it hands
@@ -20,16 +20,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cpp import Cpp
-from csharp import CSharp
-from damage import DAMAGES
-from language import CheckError, Language
-from node import Node
-from web import Web
-
 import edifice_export as ee
 from edifice_export.benchmark.results import folder_of, machine
 from edifice_reference.registry import ARCHITECTURES
+
+from .cpp import Cpp
+from .csharp import CSharp
+from .damage import DAMAGES
+from .language import CheckError, Language
+from .node import Node
+from .web import Web
 
 ROOT = Path(__file__).parents[2]
 LANGUAGES: dict[str, Language] = {each.name: each for each in (Cpp(), CSharp(), Node(), Web())}
@@ -167,7 +167,9 @@ def check_language(language: Language, bundles: dict[str, Path], folder: Path, q
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Checks, prints and writes."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        "python -m examples.check", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("languages", nargs="*", metavar="LANGUAGE", help=", ".join(LANGUAGES))
     parser.add_argument("--quick", action="store_true", help="tiny models and few frames")
     parser.add_argument("--folder", type=Path, default=ROOT / "build/embedding", help="for tools and samples")
