@@ -85,7 +85,11 @@ export class Model {
   async #load(graph) {
     const { model, outputs } = this.bundle.graph(graph);
     const bytes = await this.bundle.file(model);
-    const options = { executionProviders: [this.provider], intraOpNumThreads: this.threads };
+    const options = {
+      executionProviders: [this.provider],
+      intraOpNumThreads: this.threads,
+      logSeverityLevel: 3, // no warnings, such as that nodes on shapes run on the CPU
+    };
     if (this.provider === 'webgpu' && this.ort.env.versions.web) {
       // States stay where they are computed; the output comes back.
       options.preferredOutputLocation = Object.fromEntries(outputs.slice(1).map(({ name }) => [name, 'gpu-buffer']));

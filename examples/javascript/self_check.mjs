@@ -34,12 +34,15 @@ export async function selfCheck(model, { language, frames = 10000, progress = as
   const rollbacks = streams ? await rollBack(stream, problems, progress) : 0;
   const refused = await refusal(model, stream, problems);
   for (const entry of graphs) Object.assign(entry, await latency(model, stream, entry.graph, frames, progress));
+  const states = stream?.location ?? null;
   stream?.release();
   return {
     language,
     runtime: ort.env.versions.node ?? ort.env.versions.web,
     provider,
     architecture: bundle.manifest.architecture,
+    states, // where they are kept: 'cpu' or 'gpu-buffer'
+    limit,
     rollbacks,
     refused,
     graphs,
