@@ -2,7 +2,7 @@
 //
 // The address may say: ?bundle=../bundle (a folder of the server), provider=wasm or webgpu (only that one), threads=1,
 // frames=600 (how many are timed). When the self-check is over, window.edificeResult says how it went, for programs:
-// { status, reports } or { status, error }, with the exit status that the command-line samples have.
+// { status, error, reports }, with the exit status that the command-line samples have and, unless it is 0, the error.
 
 import { Bundle, CheckError, EdificeError, Model, RequestError } from '../javascript/edifice.mjs';
 import { selfCheck } from '../javascript/self_check.mjs';
@@ -28,6 +28,7 @@ async function open(name, read) {
   for (const selector of ['#error', '#bundle', '#check', '#stream']) $(selector).hidden = true;
   $('#name').textContent = 'Opening';
   $('#source').textContent = name;
+  const reports = [];
   try {
     await streamView.close();
     for (const model of models.splice(0)) await model.release();
@@ -38,7 +39,7 @@ async function open(name, read) {
     document.title = `${bundle.manifest.architecture} – edifice bundle`;
     showManifest(bundle.manifest);
     for (const selector of ['#bundle', '#check']) $(selector).hidden = false;
-    const { reports, errors } = await checkAll(bundle, settings, current);
+    const errors = await checkAll(bundle, settings, reports, current);
     if (bundle.manifest.graphs.stream && models.length) {
       $('#stream').hidden = false;
       streamView.show(models);
@@ -50,17 +51,16 @@ async function open(name, read) {
   } catch (error) {
     if (turn !== opening) return;
     showError(error);
-    window.edificeResult = { status: error.status ?? 1, error: $('#error').textContent };
+    window.edificeResult = { status: error.status ?? 1, error: $('#error').textContent, reports };
   }
 }
 
 class Superseded extends Error {}
 
-/** The self-check on each provider, one after the other. */
-async function checkAll(bundle, { providers, threads, frames }, current) {
+/** The self-check on each provider, one after the other: fills `reports` and gives the errors. */
+async function checkAll(bundle, { providers, threads, frames }, reports, current) {
   const outcomes = new Map(PROVIDERS.filter((name) => providers.includes(name)).map((name) => [name, {}]));
   const show = () => $('#reports').replaceChildren(...[...outcomes].map((pair) => reportCard(...pair)));
-  const reports = [];
   const errors = [];
   let rested = performance.now();
   const progress = async (what) => {
@@ -97,7 +97,7 @@ async function checkAll(bundle, { providers, threads, frames }, current) {
     show();
   }
   $('#progress').textContent = '';
-  return { reports, errors };
+  return errors;
 }
 
 async function lackOfWebGPU() {

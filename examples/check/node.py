@@ -1,0 +1,62 @@
+"""The sample in examples/node, and what it shares with the web's in examples/javascript."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from language import CheckError, Run, run
+from npm import install_packages
+
+__all__ = ["Node"]
+
+
+class Node:
+    """Node with onnxruntime-node."""
+
+    name = "node"
+
+    def __init__(self) -> None:
+        self._modules: Path | None = None
+
+    def install(self, folder: Path) -> None:
+        """Gets the packages that the sample pins.
+
+        Raises:
+            CheckError: they could not be had.
+        """
+        package = Path(__file__).parents[1] / self.name / "package.json"
+        self._modules = install_packages(package, folder / self.name)
+
+    def build(self, sample: Path) -> None:
+        """Gives DIR/node its packages.
+
+        Raises:
+            CheckError: they were not installed.
+        """
+        if self._modules is None:
+            raise CheckError("install was not called, so there are no packages of npm")
+        modules = sample / self.name / "node_modules"
+        modules.unlink(missing_ok=True)
+        modules.symlink_to(self._modules.absolute())
+
+    def run(self, sample: Path, bundle: Path, *arguments: str) -> Run:
+        """Runs the self-check."""
+        return run(["node", "main.mjs", bundle.absolute(), *arguments], sample / self.name)
+
+    def extra(self, sample: Path, bundle: Path) -> list[str]:
+        """What the library promises beyond the self-check: node_extra.mjs.
+
+        Raises:
+            CheckError: it does not hold.
+        """
+        script = Path(__file__).with_name("node_extra.mjs")
+        done = run(["node", script, sample.absolute(), bundle.absolute()])
+        if done.returncode != 0:
+            raise CheckError(f"node: {done.stderr.strip() or done.stdout.strip()}")
+        asked = run(["node", "main.mjs", bundle.absolute(), "--bogus"], sample / self.name)
+        missing = run(["node", "main.mjs", bundle.absolute(), "--provider", "nonsense"], sample / self.name)
+        for refused, says in ((asked, "'--bogus'"), (missing, "provider 'nonsense' can't be had")):
+            lines = refused.stderr.strip().splitlines()
+            if refused.returncode != 2 or len(lines) != 1 or says not in lines[0]:
+                raise CheckError(f"node: expected exit status 2 and one line with {says}, got {refused}")
+        return [*done.stdout.strip().splitlines(), "node: refuses an unknown option, and a provider that is not there"]

@@ -1,0 +1,132 @@
+// node node_extra.mjs DIR BUNDLE: what the JavaScript library promises beyond the self-check.
+
+import { readFile } from 'node:fs/promises';
+import { createRequire } from 'node:module';
+import path from 'node:path';
+import { pathToFileURL } from 'node:url';
+
+const [dir, folder] = process.argv.slice(2);
+const load = (file) => import(pathToFileURL(path.join(dir, file)));
+const ort = createRequire(path.join(dir, 'node/main.mjs'))('onnxruntime-node');
+const { Bundle, Model, RequestError } = await load('javascript/edifice.mjs');
+const { parseTensor } = await load('javascript/tensor_file.mjs');
+const { openFolder } = await load('node/folder.mjs');
+
+const bundle = await Bundle.open(folder, await openFolder(folder));
+const model = new Model(bundle, ort);
+const width = bundle.graph('stream').inputs[0].shape[1];
+
+function ensure(condition, what) {
+  if (condition) return;
+  console.error(`failed: ${what}`);
+  process.exit(1);
+}
+
+async function refuses(job, says) {
+  try {
+    await job();
+  } catch (error) {
+    ensure(error instanceof RequestError && error.message.includes(says), `refuses with '${says}', got ${error}`);
+    return;
+  }
+  ensure(false, `refuses with '${says}'`);
+}
+
+const frame = (seed, size = width) => Float32Array.from({ length: size }, (_, i) => Math.sin(seed * 12.9 + i * 78.2));
+const apart = (a, b) => Math.max(...a.map((number, i) => Math.abs(number - b[i])));
+const same = (a, b) => a.length === b.length && a.every((number, i) => Object.is(number, b[i]));
+
+async function refusals() {
+  const stream = await model.stream({ history: 3 });
+  const twin = await model.stream();
+  for (let t = 0; t < 5; t++) {
+    await stream.step(frame(t));
+    await twin.step(frame(t));
+  }
+  const released = stream.snapshot();
+  released.release();
+  const other = new Model(bundle, ort);
+  const foreign = (await other.stream()).snapshot();
+  const nan = frame(0);
+  nan[1] = NaN;
+  await refuses(() => stream.step(frame(0, width + 1)), `${width + 1} numbers, and the model takes ${width}`);
+  await refuses(() => stream.step(nan), 'NaN at 1');
+  await refuses(() => stream.step(Array.from(frame(0))), 'Float32Array');
+  await refuses(() => stream.prefill(frame(0, 2 * width), [2, 1, width]), 'a batch of 2');
+  await refuses(() => stream.prefill(frame(0), [1, 2, width]), 'give its dims');
+  await refuses(() => stream.rewind(4), 'history holds 3');
+  await refuses(() => stream.restore(released), 'was released');
+  await refuses(() => stream.restore(foreign), 'restore it where it was taken');
+  await refuses(() => stream.restore({}), 'what snapshot gave');
+  const running = stream.step(frame(5));
+  await refuses(() => stream.step(frame(5)), 'await each call');
+  await refuses(() => stream.rewind(1), 'await each call');
+  ensure(same(await running, await twin.step(frame(5))), 'a refused call leaves the stream as it was');
+  ensure(same(await stream.step(frame(6)), await twin.step(frame(6))), 'and what comes after it');
+  await other.release();
+  console.log('node: eleven wrong calls are refused, and leave the stream as it was');
+}
+
+async function batches() {
+  const streams = [];
+  for (let b = 0; b < 3; b++) streams.push(await model.stream());
+  const together = await model.stream({ batch: 3 });
+  for (let t = 0; t < 30; t++) {
+    const frames = [0, 1, 2].map((b) => frame(t * 3 + b));
+    const joined = await together.step(Float32Array.from(frames.flatMap((numbers) => [...numbers])));
+    for (const [b, stream] of streams.entries()) {
+      const alone = await stream.step(frames[b]);
+      const size = alone.length;
+      ensure(apart(alone, joined.slice(b * size, (b + 1) * size)) < 1e-5, 'a stream among three is as one alone');
+    }
+  }
+  console.log('node: three streams side by side are as three alone');
+}
+
+async function prefills() {
+  const length = 1500; // more than is handed over at once
+  const frames = frame(1, 2 * length * width);
+  const steps = await model.stream({ batch: 2 });
+  const whole = await model.stream({ batch: 2 });
+  let last;
+  for (let t = 0; t < length; t++) {
+    const at = (b) => frames.subarray((b * length + t) * width, (b * length + t + 1) * width);
+    last = await steps.step(Float32Array.from([...at(0), ...at(1)]));
+  }
+  const found = await whole.prefill(frames, [2, length, width]);
+  ensure(apart(last, found) < 1e-4, `a prefill of ${length} frames is what as many steps give`);
+  const mark = whole.snapshot();
+  const next = await whole.step(frame(3, 2 * width));
+  whole.rewind(2); // the frame and, as one, the prefill
+  ensure(whole.rewindable === 0, 'a prefill is one place in the history');
+  whole.restore(mark);
+  ensure(same(next, await whole.step(frame(3, 2 * width))), 'a snapshot outlives a rewind');
+  whole.reset();
+  const fresh = await model.stream({ batch: 2 });
+  ensure(same(await whole.step(frame(4, 2 * width)), await fresh.step(frame(4, 2 * width))), 'reset goes to the start');
+  console.log(`node: a prefill of ${length} frames is what as many steps give; rewind and reset go over it`);
+}
+
+async function tensorFiles() {
+  const [set] = bundle.graph('stream').test_data;
+  const sound = await readFile(path.join(folder, set, 'input_0.pb'));
+  let refused = 0;
+  let state = 1;
+  const random = (limit) => (state = (Math.imul(state, 1664525) + 1013904223) >>> 0) % limit;
+  for (let n = 0; n < 20000; n++) {
+    const damaged = new Uint8Array(sound);
+    for (let i = 0; i <= n % 3; i++) damaged[random(40)] = random(256);
+    try {
+      parseTensor(damaged.subarray(0, n % 2 ? damaged.length : random(damaged.length)));
+    } catch (error) {
+      ensure(error.constructor === Error, `a damaged tensor is refused as one, got ${error.stack}`);
+      refused++;
+    }
+  }
+  console.log(`node: ${refused} of 20000 damaged tensor files are refused, none is read beyond its end`);
+}
+
+await refusals();
+await batches();
+await prefills();
+await tensorFiles();

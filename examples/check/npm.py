@@ -1,0 +1,59 @@
+"""Packages of npm, at the versions that a sample's package.json pins."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+from language import CheckError, run
+
+__all__ = ["install_packages"]
+
+_NODE = 20
+"""The oldest version of Node that the samples are for."""
+
+
+def install_packages(package: Path, folder: Path) -> Path:
+    """Installs what a package.json pins, or finds it installed.
+
+    Scripts of packages don't run: those of onnxruntime-node would download libraries for GPUs.
+
+    Args:
+        package: the package.json.
+        folder: where node_modules goes.
+
+    Returns:
+        node_modules.
+
+    Raises:
+        CheckError: no Node, or one that is too old, or a package could not be had at its version.
+    """
+    found = run(["node", "--version"]).stdout.strip()
+    version = re.match(r"v(\d+)\.", found)
+    if version is None or int(version[1]) < _NODE:
+        raise CheckError(f"the samples take Node {_NODE} or newer, found {found or 'none'}")
+    modules = folder / "node_modules"
+    pinned: dict[str, str] = json.loads(package.read_text(encoding="utf-8"))["dependencies"]
+    if all(_version(modules / name) == number for name, number in pinned.items()):
+        return modules
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(package, folder / "package.json")
+    options = ["--ignore-scripts", "--no-audit", "--no-fund", "--no-package-lock"]
+    done = run(["npm", "install", *options], folder)
+    if done.returncode != 0:
+        raise CheckError(
+            f"npm could not install {', '.join(pinned)}: {' / '.join(done.stderr.strip().splitlines()[:3])}"
+        )
+    for name, number in pinned.items():
+        if _version(modules / name) != number:
+            raise CheckError(f"npm installed {name} {_version(modules / name)}, expected {number}")
+    return modules
+
+
+def _version(package: Path) -> str | None:
+    try:
+        return str(json.loads((package / "package.json").read_text(encoding="utf-8"))["version"])
+    except (OSError, ValueError, KeyError):
+        return None
