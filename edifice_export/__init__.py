@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from .parity import verify
     from .runtime.model import Model, load
     from .runtime.stream import Snapshot, Stream
-    from .scaffold import Scaffold, scaffold
+    from .samples import Scaffold, scaffold
 
 __all__ = [
     "BenchReport",
@@ -63,7 +63,7 @@ _HOMES = {
     "ExportError": "errors",
     "Model": "runtime.model",
     "RequestError": "errors",
-    "Scaffold": "scaffold",
+    "Scaffold": "samples",
     "Snapshot": "runtime.stream",
     "Stream": "runtime.stream",
     "bench": "benchmark.bench",
@@ -73,7 +73,7 @@ _HOMES = {
     "from_edifice": "checkpoints",
     "inspect_model": "inspection",
     "load": "runtime.model",
-    "scaffold": "scaffold",
+    "scaffold": "samples",
     "to_edifice": "checkpoints",
     "verify": "parity",
 }

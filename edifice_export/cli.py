@@ -247,7 +247,7 @@ def scaffold(
     as_json: Json = False,
 ) -> None:
     """Write a sample program in another language, with a bundle beside it."""
-    from .scaffold import scaffold as write_sample
+    from .samples import scaffold as write_sample
 
     done = write_sample(language, bundle, output)
     if as_json:

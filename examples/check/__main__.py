@@ -80,7 +80,7 @@ def check_model(language: Language, sample: Path, bundle: Path, provider: str, q
         CheckError: it failed, or printed something else than its result.
     """
     frames = QUICK_FRAMES if quick else FRAMES.get(provider, 10_000)
-    arguments = ("--json", f"--provider={provider}", f"--frames={frames}")
+    arguments = ("--json", "--provider", provider, "--frames", str(frames))
     done = language.run(sample, bundle, *arguments)
     what = f"{language.name} on {provider}, {bundle.parent.name}"
     try:
@@ -119,7 +119,7 @@ def check_refusals(language: Language, sample: Path, bundle: Path, folder: Path)
         shutil.rmtree(copy.parent, ignore_errors=True)
         shutil.copytree(bundle, copy)
         damage.do(copy)
-        done = language.run(sample, copy, "--frames=1")
+        done = language.run(sample, copy, "--frames", "1")
         lines = done.stderr.strip().splitlines()
         if done.returncode != damage.status or len(lines) != 1 or damage.says not in lines[0]:
             raise CheckError(

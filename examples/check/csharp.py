@@ -98,7 +98,7 @@ class CSharp:
         Raises:
             CheckError: the compiler refused them.
         """
-        output = sample / "bin" / "check"
+        output = sample / self.name / "bin" / "check"
         output.mkdir(parents=True, exist_ok=True)
         self._compile_program(sample, "edifice", "Edifice.Program", [])
         shutil.copy(self._api, output)
@@ -108,7 +108,7 @@ class CSharp:
 
     def run(self, sample: Path, bundle: Path, *arguments: str) -> Run:
         """Runs the sample's program on a bundle."""
-        return self._run([self._dotnet, sample / "bin" / "check" / "edifice.dll", bundle, *arguments])
+        return self._run([self._dotnet, sample / self.name / "bin" / "check" / "edifice.dll", bundle, *arguments])
 
     def extra(self, sample: Path, bundle: Path) -> list[str]:
         """No garbage; 60 frames a second; what else the library promises; the README's code; a window on mono.
@@ -139,7 +139,7 @@ class CSharp:
     def _library_check(self, sample: Path, bundle: Path) -> list[str]:
         checks = Path(__file__).parent / "dotnet" / "LibraryCheck.cs"
         self._compile_program(sample, "library", "LibraryCheck", [checks])
-        result = self._run([self._dotnet, sample / "bin" / "check" / "library.dll", bundle])
+        result = self._run([self._dotnet, sample / self.name / "bin" / "check" / "library.dll", bundle])
         if result.returncode != 0:
             raise CheckError(f"C#: {checks.name} failed: {result.stderr.strip()[:1000]}")
         return result.stdout.splitlines()
@@ -147,14 +147,14 @@ class CSharp:
     def _readme(self, sample: Path, bundle: Path) -> str:
         """Compiles and runs the README's code, which finds its bundle in the folder that it runs in."""
         fence = "```csharp\n"
-        code = (sample / "README.md").read_text(encoding="utf-8").partition(fence)[2].partition("```")[0]
+        code = (sample / self.name / "README.md").read_text(encoding="utf-8").partition(fence)[2].partition("```")[0]
         lines = code.splitlines()
         if not lines:
             raise CheckError(f"C#: {sample / 'README.md'} has no code")
         usings = [line for line in lines if line.startswith("using ") and line.endswith(";") and "=" not in line]
         functions = [line for line in lines if line.startswith("static ")]
         body = [line for line in lines if line not in usings and line not in functions]
-        output = sample / "bin" / "check"
+        output = sample / self.name / "bin" / "check"
         program = [*usings, "static class Readme {", "static void Main() {", *body, "}", *functions, "}"]
         (output / "Readme.cs").write_text("\n".join(program), encoding="utf-8")
         self._compile_program(sample, "readme", "Readme", [output / "Readme.cs"])
@@ -166,7 +166,7 @@ class CSharp:
         return f"the README's code runs: {len(lines)} lines"
 
     def _mono(self, sample: Path, bundle: Path) -> str:
-        output = sample / "bin" / "check"
+        output = sample / self.name / "bin" / "check"
         source, program = Path(__file__).parent / "mono" / "window.cs", output / "window.exe"
         compiled = run(["mcs", "-warnaserror", f"-out:{program}", source])
         if compiled.returncode != 0:
@@ -223,10 +223,10 @@ class CSharp:
 
     def _compile_program(self, sample: Path, name: str, main: str, more: list[Path]) -> None:
         """Compiles the sample's sources, and more, to a program in its bin/check."""
-        sources = sorted(sample.glob("*.cs"))
+        sources = sorted((sample / self.name).glob("*.cs"))
         if not sources:
             raise CheckError(f"{sample}: has no .cs files")
-        output = sample / "bin" / "check"
+        output = sample / self.name / "bin" / "check"
         options = ["-nullable:enable", "-warnaserror", "-target:exe", f"-main:{main}", f"-reference:{self._api}"]
         self._compile([*options, f"-out:{output / name}.dll", *map(str, [*sources, *more])])
         (output / f"{name}.runtimeconfig.json").write_text(json.dumps(_RUNTIME_CONFIG))

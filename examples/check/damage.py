@@ -72,7 +72,7 @@ DAMAGES = (
     Damage("a missing file", _missing, 1, "'window/model.onnx' is missing"),
     Damage("a changed file", _changed, 1, "'stream/model.onnx' was changed"),
     Damage("a newer schema", _newer, 2, "schema 4, newer than 3"),
-    Damage("a path that leaves the bundle", _leaving, 1, "'../model.onnx'"),
+    Damage("a path that leaves the bundle", _leaving, 1, "../model.onnx"),
     Damage("a bundle without a manifest", _no_manifest, 2, "manifest.json"),
     Damage("a damaged manifest", _no_json, 1, "manifest.json"),
 )

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from language import CheckError, Run, run
-from npm import install_packages
+from .language import CheckError, Run, run
+from .npm import install_packages
 
 __all__ = ["Node"]
 

@@ -7,7 +7,7 @@ import re
 import shutil
 from pathlib import Path
 
-from language import CheckError, run
+from .language import CheckError, run
 
 __all__ = ["install_packages"]
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
-from language import CheckError, Run, run
-from npm import install_packages
+from .language import CheckError, Run, run
+from .npm import install_packages
 
 __all__ = ["Web"]
 
