@@ -19,6 +19,9 @@ from .npm import install_packages
 
 __all__ = ["Web"]
 
+_LONGEST = 1800
+"""Seconds that a page may take: on a software adapter a frame of a large model takes hundreds of milliseconds."""
+
 _STREAMED = 4
 """Seconds that the page streams at 60 Hz before it is rewound."""
 
@@ -129,10 +132,10 @@ class Web:
     def _drive(self, address: str, query: dict[str, str], **job: Any) -> dict[str, Any]:
         """Opens the page and does what web_driver.mjs can; WebGPU is there unless told otherwise."""
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
-            job = {"webgpu": True} | job
+            job = {"webgpu": True, "seconds": _LONGEST} | job
             job |= {"url": f"{address}/web/?{urlencode(query)}", "chromium": self._chromium, "profile": profile}
             driver = Path(__file__).with_name("web_driver.mjs")
-            done = run(["node", driver, self._driver.absolute(), json.dumps(job, default=str)])
+            done = run(["node", driver, self._driver.absolute(), json.dumps(job, default=str)], seconds=2 * _LONGEST)
         if done.returncode != 0:
             raise CheckError(f"web: the browser's driver failed: {' / '.join(done.stderr.strip().splitlines()[:6])}")
         found: dict[str, Any] = json.loads(done.stdout)

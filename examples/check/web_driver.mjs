@@ -32,7 +32,7 @@ page.on('console', (message) => message.type() === 'error' && errors.push(messag
 page.on('pageerror', (error) => errors.push(String(error)));
 
 const finished = () =>
-  page.waitForFunction(() => window.edificeResult, null, { timeout: 1000 * (job.seconds ?? 600), polling: 100 });
+  page.waitForFunction(() => window.edificeResult, null, { timeout: 1000 * job.seconds, polling: 100 });
 
 /** Drops a folder of the disk on the page, as the mouse would: a synthetic event has no folders. */
 async function drop(folder) {
