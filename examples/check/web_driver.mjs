@@ -61,7 +61,8 @@ if (job.stream) {
   await page.waitForTimeout(1000 * job.stream);
   await page.click('#rewind');
   await page.waitForTimeout(1500);
-  const pairs = await page.$$eval('#numbers div', (all) => all.map((pair) => [...pair.children].map((e) => e.innerText)));
+  const texts = (all) => all.map((pair) => [...pair.children].map((child) => child.innerText));
+  const pairs = await page.$$eval('#numbers div', texts);
   Object.assign(numbers, Object.fromEntries(pairs));
   state = await page.innerText('#state');
 }
