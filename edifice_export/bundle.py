@@ -176,6 +176,8 @@ def save_model(model: onnx.ModelProto, path: Path) -> None:
             location=f"{path.name}.data",
             size_threshold=1024,
         )
+        # onnx leaves it to its owner alone, and a web server may be another.
+        path.with_name(f"{path.name}.data").chmod(0o666 & ~_umask())
     else:
         path.write_bytes(model.SerializeToString(deterministic=True))
 

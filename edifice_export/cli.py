@@ -290,6 +290,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = [argument for argument in given if argument != "--debug"]
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
+    sys.unraisablehook = _report_unraisable
     try:
         status = app(given or ["--help"], prog_name="edifice-export", standalone_mode=False) or 0
         message = ""
@@ -332,6 +333,12 @@ def _interrupt(number: int, _frame: Any) -> None:
     signal.signal(number, signal.SIG_DFL)  # a second one ends the process even inside native code
     logging.disable(logging.CRITICAL)
     raise KeyboardInterrupt
+
+
+def _report_unraisable(ignored: Any) -> None:
+    """An interrupt may come while Python cleans up, where nothing can be raised; it is noted all the same."""
+    if not isinstance(ignored.exc_value, KeyboardInterrupt):
+        sys.__unraisablehook__(ignored)
 
 
 def _placement(nodes: dict[str, int]) -> str:

@@ -21,7 +21,6 @@ from unittest.mock import patch
 
 import numpy as np
 import onnx
-import onnx_ir as ir
 import pytest
 from conftest import TINY
 
@@ -150,22 +149,14 @@ def forge(bundle: Path, name: str, content: bytes) -> None:
 
 
 def trace_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Takes the slowest step of builds once for all tests; what follows gets a copy with the weights at hand.
-
-    Those that the graph holds by name, that is: one that holds what was made of them, as H3's, would not verify.
-    """
+    """Takes the slowest step of builds (with fresh weights) once for all tests; what follows gets a copy."""
     real = trace.trace
 
     def cached(model: Any, *arguments: Any) -> Any:
         key = model.config, model.numerics, *arguments
         if key not in GRAPHS:
             GRAPHS[key] = real(model, *arguments)
-        copy = GRAPHS[key].clone()
-        weights = dict(model.named_parameters())
-        for name, value in copy.graph.initializers.items():
-            if name in weights:
-                value.const_value = ir.tensor(weights[name].detach().numpy(), name=name)
-        return copy
+        return GRAPHS[key].clone()
 
     monkeypatch.setattr(trace, "trace", cached)
 
