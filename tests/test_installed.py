@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from conftest import tiny_bundle
 
+from edifice_export.samples import SAMPLES
 from edifice_reference.registry import ARCHITECTURES
 
 ROOT = Path(__file__).parents[1]
@@ -139,12 +140,19 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-def test_the_wheel_holds_both_packages_and_their_types(wheel: Path) -> None:
+def test_the_wheel_holds_the_packages_their_types_and_the_samples(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     for package, source in (("edifice_export", ROOT / "edifice_export"), ("edifice_reference", ROOT / "reference")):
         expected = {f"{package}/{path.relative_to(source).as_posix()}" for path in source.rglob("*.py")}
         assert expected | {f"{package}/py.typed"} <= set(names)
-    assert not any(name.startswith(("tests/", "reference/")) for name in names)
+    assert not any(name.startswith(("tests/", "reference/", "examples/")) for name in names)
+    samples = {name for name in names if name.startswith("edifice_examples/") and name.count("/") > 1}
+    assert samples == {
+        f"edifice_examples/{folder}/{path.name}"
+        for folder in sorted({folder for folders in SAMPLES.values() for folder in folders})
+        for path in (ROOT / "examples" / folder).iterdir()
+        if path.is_file()
+    }
 
 
 def environment(folder: Path, *requirements: str | Path) -> Path:

@@ -77,8 +77,14 @@ def test_every_op_has_a_function_and_no_function_is_idle(name: str) -> None:
         onnx.checker.check_model(graph.linked, full_check=True)
 
 
+BOUNDS = (OPSETS[0], 20, OPSETS[-1])
+"""The oldest opset, the default and the newest."""
+
+
 @each_op
-@pytest.mark.parametrize("opset", range(OPSETS[0], OPSETS[-1] + 1))
+@pytest.mark.parametrize(
+    "opset", [n if n in BOUNDS else pytest.param(n, marks=pytest.mark.slow) for n in range(OPSETS[0], OPSETS[-1] + 1)]
+)
 def test_functions_are_valid_in_every_opset(name: str, opset: int) -> None:
     for form, values in forms(name):
         graph = form.of_opset(opset)
