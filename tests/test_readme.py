@@ -42,9 +42,14 @@ def test_the_commands_for_a_fresh_machine_are_there() -> None:
 
 
 def test_every_link_leads_somewhere() -> None:
-    for folder, text in ((ROOT, README), (ROOT / "docs", ARCHITECTURES_PAGE)):
+    pages = [ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("examples/*/README.md")]
+    assert len(pages) >= 9
+    for page in pages:
+        text = page.read_text(encoding="utf-8")
+        headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+        anchors = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
         for target in re.findall(r"\]\((?!http)([^)]+)\)", text):
             if target.startswith("#"):
-                assert re.search(rf"^## {target[1:]}$", text, re.MULTILINE | re.IGNORECASE)
+                assert target[1:] in anchors, f"{page} leads to {target}"
             else:
-                assert (folder / target).exists()
+                assert (page.parent / target).exists(), f"{page} leads to {target}"
