@@ -65,7 +65,7 @@ class _Provider:
         package: what to install.
         plugin: module of a package that carries it as a plug-in library, if there is one.
         libraries: its shared libraries, to find out what a broken installation lacks.
-        device: what it needs, if more than a processor.
+        device: what it needs, if more than any processor.
         options: provider options without which it would round more coarsely than the graph says.
     """
 
@@ -93,7 +93,12 @@ _PROVIDERS = {
         device="an NVIDIA GPU with its driver",
     ),
     "dml": _Provider("DmlExecutionProvider", "onnxruntime-directml, on Windows", device="a DirectX 12 GPU"),
-    "openvino": _Provider("OpenVINOExecutionProvider", "onnxruntime-ep-openvino", plugin="onnxruntime_ep_openvino"),
+    "openvino": _Provider(
+        "OpenVINOExecutionProvider",
+        "onnxruntime-ep-openvino",
+        plugin="onnxruntime_ep_openvino",
+        device="an Intel processor or GPU",
+    ),
     "web": _Provider(
         "WebGpuExecutionProvider",
         "onnxruntime-ep-webgpu",
