@@ -10,6 +10,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -114,11 +115,16 @@ def open_bundle(path: str | Path) -> Bundle:
     try:
         manifest = read_manifest(folder)
         models = {graph.model for graph in manifest.graphs.values()}
-        for name, expected in manifest.files.items():
+
+        def check(name: str) -> None:
             if name in models:
                 _check_model(folder, name, manifest)
             else:
-                _check_file(folder, name, expected)
+                _check_file(folder, name, manifest.files[name])
+
+        # Hashing leaves the interpreter to others, so several files take the time of the largest.
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(check, manifest.files))
     except OSError as error:
         raise RequestError(
             f"bundle {folder}: can't be read: {error.strerror}; check the path and its rights"

@@ -29,6 +29,7 @@ __all__ = ["AWAY", "MAX_ELEMENTS", "MAX_FOLDED", "Activation", "Walk", "byte_siz
 
 MAX_ELEMENTS = 2**50  # of one tensor: ONNX's shape inference multiplies dimensions without a check for overflow
 MAX_FOLDED = 2048  # bytes of a tensor whose data is kept: shapes, axes and pads are far smaller
+_MAX_STEPS = 100_000  # of Scans that are walked step by step, those inside others multiplied
 AWAY = TensorProto.EXTERNAL  # the data_location of a tensor of which only the type and shape are known
 
 _VIEWS = "Constant Flatten Identity Reshape Shape Size Squeeze Unsqueeze"
@@ -80,7 +81,7 @@ class Walk:
 
     def __init__(self, opsets: dict[str, int]) -> None:
         self.opsets = opsets
-        self.flops = self.bytes_moved = 0
+        self.flops = self.bytes_moved = self.steps = 0
         self.largest: Activation | None = None
         self.live: set[str] = set()  # tensors that depend on an input
         self.unknown: set[str] = set()
@@ -127,6 +128,11 @@ class Walk:
         if not known:
             results = self.graph(body, scope, live, times * steps)
         for step in range(steps if known else 0):
+            self.steps += 1
+            if self.steps > _MAX_STEPS:
+                raise CheckError(
+                    f"Scans take more than {_MAX_STEPS} steps to walk; give smaller sizes or another model"
+                )
             at = {name: numpy_helper.from_array(array.take(step, axis), name) for name, (array, axis) in known.items()}
             results = self.graph(body, scope.new_child(at), live, times)
         written = given.get("scan_output_axes", [0] * len(node.output))

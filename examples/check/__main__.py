@@ -22,6 +22,7 @@ from typing import Any
 
 import edifice_export as ee
 from edifice_export.benchmark.results import folder_of, machine
+from edifice_export.bundle import open_bundle
 from edifice_reference.registry import ARCHITECTURES
 
 from .cpp import Cpp
@@ -92,8 +93,8 @@ def check_model(language: Language, sample: Path, bundle: Path, provider: str, q
         found = {}
     if done.returncode != 0 or not found.get("ok"):
         raise CheckError(f"{what}: exit status {done.returncode}: {_tail(done.stderr or done.stdout)}")
-    if found["provider"] != provider:
-        raise CheckError(f"{what}: it ran on {found['provider']}")
+    if provider == "webgpu" and found["states"] != "gpu-buffer":
+        raise CheckError(f"{what}: the states are not on the GPU but {found['states']}")
     if "numbers, and the model takes" not in found["refused"] or found["rollbacks"] < 1:
         raise CheckError(f"{what}: no refusal of a wrong frame, or no rollback: {found}")
     graphs = {graph["graph"]: graph for graph in found["graphs"]}
@@ -104,7 +105,12 @@ def check_model(language: Language, sample: Path, bundle: Path, provider: str, q
         Row(language.name, found["runtime"], provider, model, name, *(graph[key] for key in numbers))
         for name, graph in graphs.items()
     ]
+    opened = open_bundle(bundle)
     for row in rows:
+        entry, compared = opened.manifest.graphs[row.graph], graphs[row.graph]["tensors"]
+        least = len(entry.test_data) * len(entry.outputs)
+        if compared < least:
+            raise CheckError(f"{what}: {row.graph} compared {compared} tensors, and there are {least}")
         if not row.error <= row.limit:
             raise CheckError(f"{what}: the error of {row.graph} is {row.error:.1e}, above {row.limit:g}")
     return rows

@@ -272,7 +272,18 @@ public:
         return path / name;
     }
 
-    bool lists(const std::string& name) const { return files_.count(name) != 0; }
+    /// Where a model is, checked with all that is beside it: weights above 2 GiB are in files that it names itself.
+    std::filesystem::path checked_model(const std::string& name) const {
+        const std::filesystem::path model = checked(name);
+        for (const auto& entry : std::filesystem::recursive_directory_iterator(model.parent_path())) {
+            const auto utf8 = entry.path().lexically_relative(path).generic_u8string();
+            const std::string file(utf8.begin(), utf8.end());
+            if (entry.is_directory()) continue;
+            if (files_.count(file) == 0) throw damaged("'" + file + "' is beside a model and not listed under files");
+        }
+        if (files_.count(name + ".data") != 0) checked(name + ".data");
+        return model;
+    }
 
     void check_files() const {
         for (const auto& [name, file] : files_) check(name, file);
@@ -345,8 +356,7 @@ private:
         const auto reference = files_.find(inside(manifest.at("reference").get<std::string>()));
         if (reference == files_.end()) throw damaged("the reference is not listed under files");
         weights = reference->second.sha256;
-        window_size = manifest.at("options").at("window_size").get<std::int64_t>();
-        if (window_size < 1) throw damaged("window_size is " + std::to_string(window_size));
+        window_size = parse_frames(manifest.at("options").at("window_size"), "window_size");
         for (const nlohmann::json& entry : manifest.at("states")) {
             states.push_back({parse_tensor_spec(entry), entry.at("initial")});
             const nlohmann::json& initial = states.back().initial;
@@ -397,13 +407,24 @@ private:
         for (const nlohmann::json& folder : entry.at("test_data")) {
             spec.test_data.push_back(inside(folder.get<std::string>()));
         }
+        if (spec.test_data.empty()) throw damaged("'" + spec.model + "' has no test data");
         if (const nlohmann::json& limit = entry.at("max_sequence"); !limit.is_null()) {
-            spec.max_sequence = limit.get<std::int64_t>();
+            spec.max_sequence = parse_frames(limit, "max_sequence");
         }
         if (const nlohmann::json& sequence = entry.at("test_sequence"); !sequence.is_null()) {
             spec.test_sequence = inside(sequence.at("folder").get<std::string>());
         }
         return spec;
+    }
+
+    /// A number of frames, within what edifice-export makes.
+    std::int64_t parse_frames(const nlohmann::json& entry, const std::string& name) const {
+        constexpr std::int64_t most = 8192;
+        const auto frames = entry.get<std::int64_t>();
+        if (frames < 1 || frames > most) {
+            throw damaged(name + " is " + entry.dump() + ", and not 1 to " + std::to_string(most));
+        }
+        return frames;
     }
 
     TensorSpec parse_tensor_spec(const nlohmann::json& entry) const {
@@ -414,9 +435,11 @@ private:
         if (dtype == "int64") spec.type = ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64;
         for (const nlohmann::json& size : entry.at("shape")) {
             spec.shape.push_back(size == "batch" ? kBatch : size == "sequence" ? kSequence : size.get<std::int64_t>());
-            if (size.is_number() && spec.shape.back() < 1) spec.shape.clear();
         }
-        if (spec.type == ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED || spec.shape.empty()) {
+        const bool sized = std::all_of(spec.shape.begin(), spec.shape.end(), [](std::int64_t size) {
+            return size > 0 || size == kBatch || size == kSequence;
+        });
+        if (spec.type == ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED || spec.shape.empty() || !sized) {
             throw damaged("'" + spec.name + "' is " + dtype + " " + entry.at("shape").dump());
         }
         return spec;
@@ -502,8 +525,7 @@ public:
         const std::lock_guard<std::mutex> lock(mutex_);
         std::shared_ptr<Ort::Session>& held = sessions_[name];
         if (held == nullptr) {
-            const std::filesystem::path path = bundle_.checked(graph.model);
-            if (bundle_.lists(graph.model + ".data")) bundle_.checked(graph.model + ".data");  // weights above 2 GiB
+            const std::filesystem::path path = bundle_.checked_model(graph.model);
             try {
                 // The path goes as it is, of wide characters on Windows.
                 const auto loaded =

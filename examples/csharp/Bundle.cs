@@ -35,17 +35,16 @@ namespace Edifice
                 files[Inside(file.Name)] = (Field(file.Value, "size").GetInt64(), sha256.ToLowerInvariant());
             }
             Architecture = Text(Field(manifest, "architecture"));
-            WindowSize = Field(Field(manifest, "options"), "window_size").GetInt32();
+            WindowSize = Frames(Field(Field(manifest, "options"), "window_size"), "window_size");
             Weights = files[Listed(Text(Field(manifest, "reference")))].Sha256;
             States = Field(manifest, "states").EnumerateArray().Select(ReadState).ToArray();
             foreach (JsonProperty graph in Field(manifest, "graphs").EnumerateObject())
             {
                 graphs[graph.Name] = ReadGraph(graph.Name, graph.Value);
             }
-            if (WindowSize < 1 || graphs.Count == 0 || Has("stream") != Has("prefill")
-                || Has("stream") != States.Count > 0)
+            if (graphs.Count == 0 || Has("stream") != Has("prefill") || Has("stream") != States.Count > 0)
             {
-                throw Damaged("it has no window_size, no graphs, or a stream without states or prefill");
+                throw Damaged("it has no graphs, or a stream without states or prefill");
             }
         }
 
@@ -138,9 +137,25 @@ namespace Edifice
             }
         }
 
-        /// <summary>Compares a model with the manifest, and its weights if they are in a file of their own.</summary>
+        /// <summary>
+        /// Compares a model with the manifest, with all that is beside it: weights above 2 GiB are in files that it
+        /// names itself.
+        /// </summary>
         public string CheckModel(GraphSpec graph)
         {
+            string place = graph.Model.Substring(0, graph.Model.LastIndexOf('/') + 1);
+            string beside = Path.Combine(Folder, place);
+            if (Directory.Exists(beside))
+            {
+                foreach (string path in Directory.EnumerateFiles(beside, "*", SearchOption.AllDirectories))
+                {
+                    string name = Path.GetRelativePath(Folder, path).Replace(Path.DirectorySeparatorChar, '/');
+                    if (!files.ContainsKey(name))
+                    {
+                        throw Damaged($"'{name}' is beside a model and not listed under files");
+                    }
+                }
+            }
             if (files.ContainsKey(graph.Model + ".data"))
             {
                 Check(graph.Model + ".data");
@@ -170,13 +185,17 @@ namespace Edifice
             {
                 throw Damaged($"it has a graph '{name}'");
             }
+            if (Field(entry, "test_data").GetArrayLength() == 0)
+            {
+                throw Damaged($"the {name} graph has no test data");
+            }
             JsonElement limit = Field(entry, "max_sequence");
             var graph = new GraphSpec(
                 Listed(Text(Field(entry, "model"))),
                 Field(entry, "inputs").EnumerateArray().Select(ReadTensor).ToArray(),
                 Field(entry, "outputs").EnumerateArray().Select(ReadTensor).ToArray(),
                 Field(entry, "test_data").EnumerateArray().Select(folder => Inside(Text(folder))).ToArray(),
-                limit.ValueKind == JsonValueKind.Null ? (int?)null : limit.GetInt32());
+                limit.ValueKind == JsonValueKind.Null ? (int?)null : Frames(limit, "max_sequence"));
             JsonElement sequence = Field(entry, "test_sequence");
             if (sequence.ValueKind != JsonValueKind.Null)
             {
@@ -224,6 +243,16 @@ namespace Edifice
         private JsonElement Field(JsonElement parent, string name)
         {
             return parent.TryGetProperty(name, out JsonElement value) ? value : throw Damaged($"it lacks '{name}'");
+        }
+
+        /// <summary>A number of frames, within what edifice-export makes.</summary>
+        private int Frames(JsonElement value, string name)
+        {
+            const int Most = 8192;
+            int frames = value.GetInt32();
+            return frames >= 1 && frames <= Most
+                ? frames
+                : throw Damaged($"{name} is {frames}, and not 1 to {Most}");
         }
 
         private string Text(JsonElement value)

@@ -166,7 +166,12 @@ namespace Edifice
                 switch (Provider)
                 {
                     case "cuda":
-                        options.AppendExecutionProvider_CUDA();
+                        using (var cuda = new OrtCUDAProviderOptions())
+                        {
+                            // TF32's 10 bits of mantissa are not enough.
+                            cuda.UpdateOptions(new Dictionary<string, string> { ["use_tf32"] = "0" });
+                            options.AppendExecutionProvider_CUDA(cuda);
+                        }
                         break;
                     case "dml":
                         options.EnableMemoryPattern = false; // DirectML takes sessions without it only

@@ -69,7 +69,7 @@ namespace Edifice
         public static (double P50, double P99, double Max) Percentiles(long[] ticks)
         {
             Array.Sort(ticks);
-            double At(double part) => ticks[(int)(part * (ticks.Length - 1))] * 1000.0 / Stopwatch.Frequency;
+            double At(double part) => ticks[(int)Math.Ceiling(part * ticks.Length) - 1] * 1000.0 / Stopwatch.Frequency;
             return (At(0.5), At(0.99), At(1));
         }
 

@@ -4,6 +4,7 @@ import { parseTensor } from './tensor_file.mjs';
 
 const MANIFEST = 'manifest.json';
 const SCHEMA_VERSION = 3;
+const MAX_FRAMES = 8192; // of a window: what edifice-export makes at most
 
 /** An error that is for the user to read; `status` is what a program should exit with. */
 export class EdificeError extends Error {
@@ -133,7 +134,8 @@ export class Bundle {
     const expect = (condition, what) => {
       if (!condition) throw this.damaged(`${MANIFEST}: ${what}`);
     };
-    expect(isObject(manifest.options) && isCount(manifest.options.window_size), 'options should hold window_size');
+    const window = isObject(manifest.options) ? manifest.options.window_size : undefined;
+    expect(isCount(window) && window <= MAX_FRAMES, `window_size is ${window}, and not 1 to ${MAX_FRAMES}`);
     expect(isObject(manifest.files), 'files should be an object');
     for (const [path, entry] of Object.entries(manifest.files)) {
       this.#checkPath(path);

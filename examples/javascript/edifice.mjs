@@ -61,7 +61,11 @@ export class Model {
 
   /** Loads a graph, once. */
   session(graph) {
-    if (!this.#sessions.has(graph)) this.#sessions.set(graph, this.#load(graph));
+    if (!this.#sessions.has(graph)) {
+      const loading = this.#load(graph);
+      this.#sessions.set(graph, loading);
+      loading.catch(() => this.#sessions.delete(graph)); // so that it can be tried again
+    }
     return this.#sessions.get(graph);
   }
 

@@ -176,7 +176,7 @@ async function latency(model, stream, graph, frames, progress) {
     times.push(performance.now() - start);
   }
   times.sort((a, b) => a - b);
-  const quantile = (part) => times[Math.min(count - 1, Math.floor(count * part))];
+  const quantile = (part) => times[Math.ceil(count * part) - 1];
   return { p50_ms: quantile(0.5), p99_ms: quantile(0.99), max_ms: times.at(-1) };
 }
 
