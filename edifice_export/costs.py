@@ -29,7 +29,7 @@ __all__ = ["AWAY", "MAX_ELEMENTS", "MAX_FOLDED", "Activation", "Walk", "byte_siz
 
 MAX_ELEMENTS = 2**50  # of one tensor: ONNX's shape inference multiplies dimensions without a check for overflow
 MAX_FOLDED = 2048  # bytes of a tensor whose data is kept: shapes, axes and pads are far smaller
-_MAX_STEPS = 100_000  # of Scans that are walked step by step, those inside others multiplied
+_MAX_STEPS = 20_000  # of Scans that are walked step by step, those inside others multiplied
 AWAY = TensorProto.EXTERNAL  # the data_location of a tensor of which only the type and shape are known
 
 _VIEWS = "Constant Flatten Identity Reshape Shape Size Squeeze Unsqueeze"

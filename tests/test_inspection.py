@@ -365,3 +365,21 @@ def test_function_bomb_is_refused(tmp_path: Path) -> None:
 def test_function_that_calls_itself_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="cycle"):
         inspect_model(save(tmp_path, nested(2, "f0")))
+
+
+def test_scans_in_scans_are_not_walked_for_ages(tmp_path: Path) -> None:
+    """Every step of a Scan over what is known is walked: a small file must not ask for millions."""
+
+    def scan(level: int) -> onnx.GraphProto:
+        steps = numpy_helper.from_array(np.arange(400, dtype=np.int8), f"steps{level}")
+        x = helper.make_tensor_value_info(f"x{level}", TensorProto.INT8, None)
+        y = helper.make_tensor_value_info(f"y{level}", TensorProto.INT8, None)
+        if level == 0:
+            return helper.make_graph([helper.make_node("Neg", ["x0"], ["y0"])], "body", [x], [y])
+        node = helper.make_node("Scan", [f"steps{level}"], [f"y{level}"], body=scan(level - 1), num_scan_inputs=1)
+        return helper.make_graph([node], f"level{level}", [x] if level < 3 else [], [y], [steps])
+
+    model = helper.make_model(scan(3), opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(CheckError, match=r"Scans take more than 20000 steps"):
+        inspect_model(tmp_path / "model.onnx")
