@@ -191,10 +191,21 @@ def _check_allocations(source: Path, bundle: Path) -> str:
 def _check_damaged(source: Path, bundle: Path, copy: Path) -> list[str]:
     shutil.copytree(bundle, copy)
     tensor = min(copy.rglob("input_*.pb"), key=lambda path: path.stat().st_size)
-    return [
+    lines = [
         f"sanitized, tensors: {_extra(source, 'tensors', tensor)}",
         f"sanitized, manifests: {_extra(source, 'manifests', copy)}",
     ]
+    model, foreign = copy / "stream" / "model.onnx", copy / "stream" / "weights.bin"
+    foreign.touch()
+    _extra(source, "opening", copy, "'stream/weights.bin' is beside a model")
+    foreign.unlink()
+    content = bytearray(model.read_bytes())
+    content[1000] ^= 1
+    model.write_bytes(content)
+    _extra(source, "opening", copy, "'stream/model.onnx' was changed")
+    model.unlink()
+    _extra(source, "opening", copy, "'stream/model.onnx' is missing")
+    return [*lines, "a model that was changed, is missing or has a foreign file beside it is not opened"]
 
 
 def _check_sanitized(source: Path, bundle: Path) -> str:

@@ -110,6 +110,19 @@ void manifests(const std::filesystem::path& folder) {
     std::printf("%d with bytes changed or taken out, %d refused\n", tries, refused);
 }
 
+// A stream on a bundle that is damaged: it is refused, with what the caller expects to read.
+int opening(const std::filesystem::path& folder, const std::string& expected) {
+    try {
+        edifice::Model model{edifice::Bundle{folder}};
+        edifice::Stream stream(model);
+    } catch (const edifice::CheckError& error) {
+        std::printf("%s\n", error.what());
+        return std::string(error.what()).find(expected) == std::string::npos;
+    }
+    std::printf("it was opened\n");
+    return 1;
+}
+
 // Calls of operator new in steps, snapshots, rewinds and restores: outside of ONNX Runtime's run, and within.
 void allocations(const std::filesystem::path& folder) {
     edifice::Model model{edifice::Bundle{folder}};
@@ -154,6 +167,7 @@ int main(int count, char** words) {
     if (task == "sha256") sha256();
     if (task == "tensors" && count == 3) return tensors(words[2]);
     if (task == "manifests" && count == 3) manifests(words[2]);
+    if (task == "opening" && count == 4) return opening(words[2], words[3]);
     if (task == "allocations" && count == 3) allocations(words[2]);
     return 0;
 }

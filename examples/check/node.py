@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from .language import CheckError, Run, run
-from .npm import install_packages
+from .npm import install_packages, link_packages
 
 __all__ = ["Node"]
 
@@ -33,11 +33,7 @@ class Node:
         Raises:
             CheckError: they were not installed.
         """
-        if self._modules is None:
-            raise CheckError("install was not called, so there are no packages of npm")
-        modules = sample / self.name / "node_modules"
-        modules.unlink(missing_ok=True)
-        modules.symlink_to(self._modules.absolute())
+        link_packages(self._modules, sample / self.name)
 
     def run(self, sample: Path, bundle: Path, *arguments: str) -> Run:
         """Runs the self-check."""

@@ -8,7 +8,7 @@ import { pathToFileURL } from 'node:url';
 const [dir, folder] = process.argv.slice(2);
 const load = (file) => import(pathToFileURL(path.join(dir, file)));
 const ort = createRequire(path.join(dir, 'node/main.mjs'))('onnxruntime-node');
-const { Bundle, Model, RequestError } = await load('javascript/edifice.mjs');
+const { Bundle, CheckError, Model, RequestError } = await load('javascript/edifice.mjs');
 const { parseTensor } = await load('javascript/tensor_file.mjs');
 const { openFolder } = await load('node/folder.mjs');
 
@@ -22,11 +22,11 @@ function ensure(condition, what) {
   process.exit(1);
 }
 
-async function refuses(job, says) {
+async function refuses(job, says, kind = RequestError) {
   try {
     await job();
   } catch (error) {
-    ensure(error instanceof RequestError && error.message.includes(says), `refuses with '${says}', got ${error}`);
+    ensure(error instanceof kind && error.message.includes(says), `refuses with '${says}', got ${error}`);
     return;
   }
   ensure(false, `refuses with '${says}'`);
@@ -65,6 +65,20 @@ async function refusals() {
   ensure(same(await stream.step(frame(6)), await twin.step(frame(6))), 'and what comes after it');
   await other.release();
   console.log('node: eleven wrong calls are refused, and leave the stream as it was');
+}
+
+async function damagedModel() {
+  const read = await openFolder(folder);
+  const changing = async (file) => {
+    const bytes = await read(file);
+    return file === 'stream/model.onnx' ? bytes.map((byte, i) => (i === 1000 ? byte ^ 1 : byte)) : bytes;
+  };
+  const damaged = new Model(await Bundle.open(folder, changing), ort);
+  await refuses(() => damaged.stream(), "'stream/model.onnx' was changed", CheckError);
+  const losing = async (file) => (file === 'stream/model.onnx' ? null : read(file));
+  const lacking = new Model(await Bundle.open(folder, losing), ort);
+  await refuses(() => lacking.stream(), "'stream/model.onnx' is missing", CheckError);
+  console.log('node: a model that was changed or is missing is not opened');
 }
 
 async function batches() {
@@ -127,6 +141,7 @@ async function tensorFiles() {
 }
 
 await refusals();
+await damagedModel();
 await batches();
 await prefills();
 await tensorFiles();

@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 from .language import CheckError, Run, run
-from .npm import install_packages
+from .npm import install_packages, link_packages
 
 __all__ = ["Web"]
 
@@ -56,11 +56,7 @@ class Web:
         Raises:
             CheckError: they were not installed.
         """
-        if self._modules is None:
-            raise CheckError("install was not called, so there are no packages of npm")
-        modules = sample / self.name / "node_modules"
-        modules.unlink(missing_ok=True)
-        modules.symlink_to(self._modules.absolute())
+        link_packages(self._modules, sample / self.name)
 
     def run(self, sample: Path, bundle: Path, *arguments: str) -> Run:
         """Opens the page; what it shows comes back as the other programs' output and exit status."""

@@ -457,6 +457,10 @@ private:
     std::map<std::string, File> files_;
 };
 
+inline void check_count(const std::string& name, std::int64_t value) {
+    if (value < 1) throw RequestError(name + " is " + std::to_string(value) + "; give 1 or more");
+}
+
 /// Refuses numbers that are not of this shape, or not finite.
 inline void check_numbers(const std::string& name, const float* numbers, std::size_t size, const Shape& shape) {
     if (size != count(shape)) {
@@ -499,6 +503,8 @@ public:
     std::vector<float> run(const std::vector<float>& frames, std::int64_t batch, std::int64_t sequence) {
         const GraphSpec& graph = bundle_.graph("window");
         const TensorSpec &input = graph.inputs[0], &output = graph.outputs[0];
+        check_count("batch", batch);
+        check_count("sequence", sequence);
         const Shape shape = input.sizes(batch, sequence), result_shape = output.sizes(batch);
         check_numbers(input.name, frames.data(), frames.size(), shape);
         if (graph.max_sequence && sequence > *graph.max_sequence) {
@@ -662,7 +668,7 @@ public:
           prefill_session_(model.session("prefill")),
           in_place_(model.options().provider == "cpu"),
           identity_(model.bundle().weights + " with batch " + std::to_string(batch)),
-          frame_shape_(frame_.sizes(batch)),
+          frame_shape_((check_count("batch", batch), frame_.sizes(batch))),
           numbers_(count(frame_shape_)),
           result_(count(output_.sizes(batch))) {
         if (history > 100'000) throw RequestError("history is " + std::to_string(history) + "; give at most 100000");
@@ -704,6 +710,7 @@ public:
 
     /// Many frames on at once: [batch, sequence, embed_dim] to the last output. To rewind, it is one frame.
     const std::vector<float>& prefill(const std::vector<float>& frames, std::int64_t sequence) {
+        check_count("sequence", sequence);
         const Shape shape = sequence_.sizes(batch_, sequence);
         check_numbers(sequence_.name, frames.data(), frames.size(), shape);
         const Ort::Value value = tensor_over(const_cast<float*>(frames.data()), shape);  // only read

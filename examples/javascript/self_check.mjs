@@ -77,7 +77,7 @@ async function compareAll(model, graph, progress) {
   return { errors, worst: `${graph}: ${worst}` };
 }
 
-/** The error of a stream that is given frames [batch, sequence, size] from its initial state. */
+/** The error of a stream that is given frames [batch, sequence, size] from its start: one by one, and all at once. */
 async function sequenceDifference(model, frames, expected) {
   const [batch, sequence, width] = frames.dims;
   const size = expected.dims[2];
@@ -94,8 +94,16 @@ async function sequenceDifference(model, frames, expected) {
       found.set(output.subarray(b * size, (b + 1) * size), (b * sequence + t) * size);
     }
   }
+  stream.reset();
+  const last = await stream.prefill(frames.data, frames.dims);
   stream.release();
-  return difference({ type: 'float32', dims: [batch, sequence, size], data: found }, expected);
+  const ends = Array.from({ length: batch }, (_, b) => ((b + 1) * sequence - 1) * size);
+  const lasts = Float32Array.from(ends.flatMap((start) => [...expected.data.subarray(start, start + size)]));
+  const [type, dims] = ['float32', [batch, size]];
+  return Math.max(
+    await difference({ type, dims: [batch, sequence, size], data: found }, expected),
+    await difference({ type, dims, data: last }, { type, dims, data: lasts }),
+  );
 }
 
 /** max |found - expected| / max(1, max |expected|); integers must be equal; infinite for another shape or a NaN. */

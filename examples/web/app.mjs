@@ -14,6 +14,7 @@ const OPTIONS = ['bundle', 'provider', 'threads', 'frames'];
 const PROVIDERS = ['wasm', 'webgpu'];
 const $ = (selector) => document.querySelector(selector);
 
+$('#error').hidden = true; // what it said was for pages on which this does not run
 const streamView = new StreamView(showError);
 let models = [];
 let opening = 0; // a newer bundle ends the work on an older one
@@ -50,6 +51,7 @@ async function open(name, read) {
     window.edificeResult = { status: 0, reports };
   } catch (error) {
     if (turn !== opening) return;
+    if (!reports.length) $('#check').hidden = true; // nothing runs on
     showError(error);
     window.edificeResult = { status: error.status ?? 1, error: $('#error').textContent, reports };
   }
@@ -111,7 +113,7 @@ async function loadRuntime(provider, threads) {
   try {
     ort = await (provider === 'webgpu' ? import('onnxruntime-web/webgpu') : import('onnxruntime-web/wasm'));
   } catch (error) {
-    throw new RequestError(`onnxruntime-web can't be loaded (${error.message}); run npm install in the page's folder`);
+    throw new RequestError(`onnxruntime-web can't be loaded (${error.message}); run npm ci in the page's folder`);
   }
   ort.env.wasm.numThreads = threads;
   return ort;

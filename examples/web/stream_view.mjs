@@ -37,7 +37,7 @@ export class StreamView {
       input.addEventListener('change', async () => {
         const playing = Boolean(this.#playing);
         await this.#release();
-        if (playing) this.play();
+        if (playing && !this.#playing) this.play(); // another change may have come first
       });
       return element('label', {}, input, TITLES[model.provider]);
     }));
@@ -48,7 +48,6 @@ export class StreamView {
   play() {
     this.#stopping = false;
     $('#play').textContent = 'Pause';
-    for (const selector of ['#rewind', '#reset']) $(selector).disabled = false;
     this.#playing = this.#loop().catch(this.showError).finally(() => {
       this.#playing = null;
       $('#play').textContent = 'Start';
@@ -77,6 +76,7 @@ export class StreamView {
       const provider = $('#providers input:checked').value;
       this.#stream = await this.#models.find((model) => model.provider === provider).stream({ history: 2 * REWIND });
     }
+    for (const selector of ['#rewind', '#reset']) $(selector).disabled = false;
     let due = 0;
     while (!this.#stopping) {
       const now = await new Promise(requestAnimationFrame);

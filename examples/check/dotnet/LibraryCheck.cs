@@ -20,6 +20,7 @@ static class LibraryCheck
         CheckRefusals(model);
         CheckThreads(model);
         CheckDisposed(bundle);
+        CheckDamaged(bundle.Folder);
         return 0;
     }
 
@@ -186,6 +187,37 @@ static class LibraryCheck
         GC.Collect();
         GC.WaitForPendingFinalizers();
         Console.WriteLine("what was disposed says so; what was not is collected");
+    }
+
+    static void CheckDamaged(string folder)
+    {
+        string copy = Path.Combine(Path.GetTempPath(), Path.GetRandomFileName());
+        try
+        {
+            foreach (string path in Directory.EnumerateFiles(folder, "*", SearchOption.AllDirectories))
+            {
+                string target = Path.Combine(copy, Path.GetRelativePath(folder, path));
+                Directory.CreateDirectory(Path.GetDirectoryName(target)!);
+                File.Copy(path, target);
+            }
+            string model = Path.Combine(copy, "stream", "model.onnx");
+            string foreign = Path.Combine(copy, "stream", "weights.bin");
+            using var opened = new EdificeModel(Bundle.Open(copy));
+            File.WriteAllText(foreign, "");
+            Throws<InvalidDataException>(() => opened.OpenStream(), "'stream/weights.bin' is beside a model");
+            File.Delete(foreign);
+            byte[] content = File.ReadAllBytes(model);
+            content[1000] ^= 1;
+            File.WriteAllBytes(model, content);
+            Throws<InvalidDataException>(() => opened.OpenStream(), "'stream/model.onnx' was changed");
+            File.Delete(model);
+            Throws<InvalidDataException>(() => opened.OpenStream(), "'stream/model.onnx' is missing");
+        }
+        finally
+        {
+            Directory.Delete(copy, recursive: true);
+        }
+        Console.WriteLine("a model that was changed, is missing or has a foreign file beside it is not opened");
     }
 
     static float[] Frames(EdificeModel model, int count)
