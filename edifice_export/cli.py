@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import dataclasses
+import gc
 import logging
 import signal
 import sys
@@ -291,6 +293,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
     sys.unraisablehook = _report_unraisable
+    # At the end Python would look for cycles among all that torch made, which takes a second.
+    atexit.register(gc.freeze)
     try:
         status = app(given or ["--help"], prog_name="edifice-export", standalone_mode=False) or 0
         message = ""

@@ -305,10 +305,7 @@ def trace_at_one_size(architecture: str, numerics: str, graph: str) -> ir.Model:
     config = model.config
     states = () if graph == "window" else state_specs(model.initial_state(1), "states")
     inputs, outputs = signature(graph, config.embed_dim, config.output_size, states)
-    with (
-        mock.patch.object(tracing, "_SIZES", tracing._SIZES[:1]),
-        mock.patch.object(tracing, "check_length_independent"),
-    ):
+    with mock.patch.object(tracing, "check_other_sizes"):
         return tracing.trace(entry(model, graph), inputs, outputs, 20, graph)
 
 
