@@ -40,7 +40,7 @@ EXTERNAL_DATA_THRESHOLD = 2**31 - 2**20
 
 @dataclasses.dataclass(frozen=True)
 class Bundle:
-    """A bundle on disk whose files are what its manifest says."""
+    """A bundle on disk; each file is checked against the manifest when it is used, if not before."""
 
     path: Path
     manifest: Manifest
@@ -50,12 +50,21 @@ class Bundle:
         return self.path / name
 
     def check(self, name: str) -> None:
-        """Checks again that a file is what the manifest says: a bundle may be built anew while it is open.
+        """Checks that a file is what the manifest says, and so those that it reads.
 
         Raises:
-            CheckError: the file is missing or was changed.
+            CheckError: a file is missing or was changed, or a model reads one that is not of the bundle.
+            RequestError: it can't be read.
         """
-        _check_file(self.path, name, self.manifest.files[name])
+        try:
+            if name in {graph.model for graph in self.manifest.graphs.values()}:
+                others = _check_model(self.path, name, self.manifest)
+            else:
+                others = {name}
+            for each in others:
+                _check_file(self.path, each, self.manifest.files[each])
+        except OSError as error:
+            raise _unreadable(self.path, error) from error
 
     def test_data(self, graph: str) -> Iterator[tuple[str, dict[str, np.ndarray], dict[str, np.ndarray]]]:
         """Each test data set of a graph: its folder, its inputs and its outputs, by tensor name.
@@ -104,8 +113,12 @@ class Bundle:
         return state
 
 
-def open_bundle(path: str | Path) -> Bundle:
-    """Opens a bundle and checks every file against its manifest.
+def open_bundle(path: str | Path, whole: bool = True) -> Bundle:
+    """Opens a bundle.
+
+    Args:
+        path: its folder.
+        whole: check every file against the manifest now. If not, those that are not used may be missing.
 
     Raises:
         RequestError: this is not a bundle, or one of a newer schema.
@@ -113,23 +126,14 @@ def open_bundle(path: str | Path) -> Bundle:
     """
     folder = Path(path)
     try:
-        manifest = read_manifest(folder)
-        models = {graph.model for graph in manifest.graphs.values()}
-
-        def check(name: str) -> None:
-            if name in models:
-                _check_model(folder, name, manifest)
-            else:
-                _check_file(folder, name, manifest.files[name])
-
+        bundle = Bundle(folder, read_manifest(folder))
+    except OSError as error:
+        raise _unreadable(folder, error) from error
+    if whole:
         # Hashing leaves the interpreter to others, so several files take the time of the largest.
         with ThreadPoolExecutor(4) as pool:
-            list(pool.map(check, manifest.files))
-    except OSError as error:
-        raise RequestError(
-            f"bundle {folder}: can't be read: {error.strerror}; check the path and its rights"
-        ) from error
-    return Bundle(folder, manifest)
+            list(pool.map(bundle.check, bundle.manifest.files))
+    return bundle
 
 
 @contextlib.contextmanager
@@ -209,6 +213,10 @@ def hash_files(folder: Path) -> dict[str, FileEntry]:
     return {path.relative_to(folder).as_posix(): _hash_file(path) for path in files}
 
 
+def _unreadable(folder: Path, error: OSError) -> RequestError:
+    return RequestError(f"bundle {folder}: can't be read: {error.strerror}; check the path and its rights")
+
+
 def _check_file(folder: Path, name: str, expected: FileEntry) -> None:
     _check_there(folder, name)
     _check_hash(folder, name, expected, _hash_file(folder / name))
@@ -258,8 +266,8 @@ def _read_tensor(path: Path, spec: TensorSpec) -> np.ndarray:
     return array
 
 
-def _check_model(folder: Path, name: str, manifest: Manifest) -> None:
-    """Checks a model's file, and refuses one that would have the runtime open what the manifest doesn't vouch for.
+def _check_model(folder: Path, name: str, manifest: Manifest) -> set[str]:
+    """Checks a model's file, and gives those that it reads; refuses one that reads what the manifest doesn't vouch for.
 
     It is read once for both: models are most of a bundle.
     """
@@ -274,13 +282,16 @@ def _check_model(folder: Path, name: str, manifest: Manifest) -> None:
         loaded = onnx.ModelProto.FromString(content)
     except DecodeError as error:
         raise CheckError(f"bundle {folder}: {name} is not an ONNX model; build the bundle again") from error
+    read = set()
     for tensor in _tensors(loaded):
         if tensor.data_location != onnx.TensorProto.EXTERNAL:
             continue
         locations = [entry.value for entry in tensor.external_data if entry.key == "location"]
         location = locations[0] if len(locations) == 1 else ""
-        if (Path(name).parent / location).as_posix() not in set(manifest.files) - {name}:
+        read.add((Path(name).parent / location).as_posix())
+        if not read <= set(manifest.files) - {name}:
             raise CheckError(f"bundle {folder}: {name} reads {location!r}, not a file of the bundle; don't use it")
+    return read
 
 
 def _tensors(message: onnx.ModelProto | onnx.GraphProto | onnx.FunctionProto) -> Iterator[onnx.TensorProto]:

@@ -271,14 +271,15 @@ def test_damaged_weights(capfd: Capture, folder: Path, bundle: ee.Bundle, cut: i
     assert f"weights {WEIGHTS}: " in refused(capfd, *tiny_build(ANY, f"--weights={WEIGHTS}"))
 
 
+DAMAGES = (functools.partial(helpers.flip, place=-1), lambda file: os.truncate(file, 100), Path.unlink)
+
+
 @pytest.mark.parametrize("command", OF_BUNDLE)
 @pytest.mark.parametrize(
     ("name", "damage"),
     [
-        *((MODEL, functools.partial(helpers.flip, place=place)) for place in (0, 20_000, -1)),
-        *((name, functools.partial(helpers.flip, place=-1)) for name in (WEIGHTS, DATA)),
-        *((name, lambda file: os.truncate(file, 100)) for name in (MODEL, WEIGHTS, DATA)),
-        *((name, Path.unlink) for name in (MODEL, WEIGHTS, DATA)),
+        *((MODEL, functools.partial(helpers.flip, place=place)) for place in (0, 20_000)),
+        *((MODEL, damage) for damage in DAMAGES),
         *((name, helpers.link_outside) for name in (MODEL, WEIGHTS, DATA)),
         (MODEL, lambda file: helpers.forge(file.parents[1], MODEL, b"no model")),
         *(
@@ -291,6 +292,15 @@ def test_damaged_bundle(capfd: Capture, bot: Path, command: str, name: str, dama
     damage(bot / name)
     message = refused(capfd, *OF_BUNDLE[command].split(), status=1)
     assert f"bundle bot: {name}" in message or f"the path {name!r} leaves the bundle through a link" in message
+
+
+@pytest.mark.parametrize("name", [WEIGHTS, DATA])
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damage_to_what_a_run_does_not_use(capfd: Capture, bot: Path, name: str, damage: Callable[[Path], Any]) -> None:
+    damage(bot / name)
+    for command in ("verify", "inspect"):
+        assert f"bundle bot: {name}" in refused(capfd, *OF_BUNDLE[command].split(), status=1)
+    assert ee.load("bot").session.get_inputs()
 
 
 GRAPH, TENSOR = ("graphs", "window"), ("graphs", "window", "inputs", 0)

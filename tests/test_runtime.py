@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from pathlib import Path
 from typing import Any
@@ -206,6 +207,30 @@ def test_many_threads_share_a_model(bundle: ee.Bundle) -> None:
         for output, wanted in zip(outputs, expected * 5, strict=True):
             np.testing.assert_array_equal(output, wanted)
     assert len(found) == 4
+
+
+def test_what_a_program_ships_is_enough(bundle: ee.Bundle, tmp_path: Path) -> None:
+    manifest = bundle.manifest
+    used = {graph.model for graph in manifest.graphs.values()}
+    used |= {state.initial for state in manifest.states if isinstance(state.initial, str)}
+    for name in ("manifest.json", *used):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(bundle.file(name), tmp_path / name)
+    whole, shipped, x = ee.load(bundle), ee.load(tmp_path), frames(7)
+    np.testing.assert_array_equal(shipped(x), whole(x))
+    assert shipped.has_stream == ("stream" in manifest.graphs)
+    if not shipped.has_stream:
+        return
+    np.testing.assert_array_equal(shipped.stream().prefill(x), whole.stream().prefill(x))
+    # What is missing is told when it is wanted, and stops nothing else.
+    for name in sorted(used - {"window/model.onnx"}):
+        kept = (tmp_path / name).read_bytes()
+        (tmp_path / name).unlink()
+        without = ee.load(tmp_path)
+        np.testing.assert_array_equal(without(x), whole(x))
+        with pytest.raises(ee.CheckError, match=f"{name} is missing"):
+            without.stream()
+        (tmp_path / name).write_bytes(kept)
 
 
 @pytest.mark.parametrize("given", ["CPU", "CPUExecutionProvider", "cdua"])

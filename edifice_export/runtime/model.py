@@ -151,7 +151,8 @@ def load(
 
     Raises:
         RequestError: not a bundle, a newer schema, or no provider of the list is usable.
-        CheckError: the bundle is damaged: a file was changed or is missing, a path leaves the folder.
+        CheckError: the bundle is damaged: a path leaves the folder, or a file was changed or is missing. Each is
+            checked when it is used: graphs that are not, weights and test data need not be there.
     """
-    opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
+    opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle, whole=False)
     return Model(opened, [providers] if isinstance(providers, str) else list(providers), threads, optimization)
