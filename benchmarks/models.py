@@ -4,8 +4,9 @@
     python benchmarks/models.py hymba --quick   tiny models, to see that it works
 
 It builds bundles in a temporary folder, measures each beside all alternatives at the default window and frame by frame,
-and beside torch alone in windows up to 1,024 frames, where the others take too long to make. It prints the tables and
-writes models.md (the tables), models.json (all results, and the machine) and models.png.
+and beside torch alone in windows up to 1,024 frames, where the others take too long to make; and how long it takes to
+build a bundle by command, and to load one in a new process. It prints the tables and writes models.md (the tables),
+models.json (all results, and the machine) and models.png.
 """
 
 from __future__ import annotations
@@ -13,7 +14,11 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import statistics
+import subprocess
+import sys
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,77 +33,128 @@ LONG = 1024
 QUICK: dict[str, Any] = {"embed_dim": 6, "hidden_size": 8, "num_layers": 2, "window_size": 7}
 QUICK_LENGTHS, QUICK_LONG = (7, 14, 28), 14
 
-Reports = tuple[ee.BenchReport, ee.BenchReport]
-"""Of a model: at its default window and frame by frame; in windows of growing length."""
+BUILD = "from edifice_export.cli import main; main()"
+LOAD = """
+import sys, time
+import edifice_export as ee
+from edifice_export.runtime.providers import why_not_usable
+why_not_usable("cpu")  # imports what loading needs, and runs a graph, once in a process
+start = time.perf_counter()
+ee.load(sys.argv[1], threads=1)
+print(time.perf_counter() - start)
+"""
+LOADS = 5
 
 
-def measure(name: str, quick: bool, folder: Path) -> Reports:
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """Of a model.
+
+    Attributes:
+        build_s: seconds that the command takes that builds it.
+        load_ms: milliseconds that opening its window graph takes; the median of LOADS new processes.
+        size: bytes of the window graph.
+        short: times at the default window and frame by frame.
+        growth: times in windows of growing length.
+    """
+
+    build_s: float
+    load_ms: float
+    size: int
+    short: ee.BenchReport
+    growth: ee.BenchReport
+
+
+def measure(name: str, quick: bool, folder: Path) -> Measured:
     """Builds a model and measures it."""
     options, lengths = (QUICK, QUICK_LENGTHS) if quick else ({}, LENGTHS)
+    flags = [f"--{option.replace('_', '-')}={value}" for option, value in options.items()]
+    start = time.perf_counter()
+    _run(BUILD, "build", name, f"--output={folder / name}", *flags)
+    build_s = time.perf_counter() - start
+    load_ms = 1e3 * statistics.median(float(_run(LOAD, str(folder / name))) for _ in range(LOADS))
+
     one: dict[str, Any] = {"threads": [1], "batch": [1], "rounds": 5 if quick else None}
-    bundle = ee.build(name, output=folder / name, **options)
-    window = bundle.manifest.window_size
+    bundle = ee.load(folder / name).bundle
+    graph = bundle.manifest.graphs["window"]
+    window, size = bundle.manifest.window_size, bundle.manifest.files[graph.model].size
     short = ee.bench(bundle, length=[window], against=["eager", "compile", "plain-onnx"], **one)
-    if bundle.manifest.graphs["window"].max_sequence is None:
-        return short, ee.bench(bundle, graph="window", length=lengths, against=["eager"], **one)
+    if graph.max_sequence is None:
+        growth = ee.bench(bundle, graph="window", length=lengths, against=["eager"], **one)
+        return Measured(build_s, load_ms, size, short, growth)
     # A graph that is made for one window costs that window whatever it is given: one for each length.
     parts = []
     for length in lengths:
         output = folder / f"{name}_{length}"
         made = ee.build(name, output=output, graph="window", **options | {"window_size": length})
         parts.append(ee.bench(made, graph="window", against=["eager"], length=[length], **one))
-    return short, dataclasses.replace(parts[0], results=[result for part in parts for result in part.results])
+    growth = dataclasses.replace(parts[0], results=[result for part in parts for result in part.results])
+    return Measured(build_s, load_ms, size, short, growth)
 
 
-def tables(reports: dict[str, Reports], long: int) -> str:
+def _run(code: str, *arguments: str) -> str:
+    """What Python prints in a new process."""
+    command = [sys.executable, "-P", "-c", code, *arguments]
+    return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+
+
+def tables(models: dict[str, Measured], long: int) -> str:
     """The tables in Markdown; milliseconds are medians."""
-    window = next(iter(reports.values()))[0].window
+    window = next(iter(models.values())).short.window
     head = ["model", "products", "torch", "torch.compile", "torch.onnx", "nodes", "bundle", "nodes", "/ products"]
-    parts = [_table(f"A window of {window} frames, milliseconds", head, reports, _window_row)]
+    parts = [_table(f"A window of {window} frames, milliseconds", head, models, _window_row)]
     head = ["model", "products", "gemv", "torch", "bundle", "nodes", "/ products", "/ gemv", "step", "p99", "prefill 8"]
-    parts.append(_table("One frame of a stream, milliseconds", head, reports, _frame_row))
-    lengths = _lengths(reports)
+    parts.append(_table("One frame of a stream, milliseconds", head, models, _frame_row))
+    lengths = _lengths(models)
     head = ["model", *(f"{length} frames" for length in lengths), f"torch, {long} frames"]
-    parts.append(_table("Windows of growing length, milliseconds", head, reports, lambda pair: _growth_row(pair, long)))
-    parts.append(_table("What the first run of one adds to memory, MiB", head[:-1], reports, _memory_row))
+    parts.append(
+        _table("Windows of growing length, milliseconds", head, models, lambda model: _growth_row(model, long))
+    )
+    parts.append(_table("What the first run of one adds to memory, MiB", head[:-1], models, _memory_row))
+    head = ["model", "build, s", "window graph, MB", "load, ms"]
+    parts.append(_table("Setting up", head, models, _set_up_row))
     return "\n".join(parts)
 
 
-def _table(title: str, head: list[str], reports: dict[str, Reports], row: Callable[[Reports], list[str]]) -> str:
-    rows = [head, ["---", *["---:"] * (len(head) - 1)], *([name, *row(pair)] for name, pair in reports.items())]
+def _table(title: str, head: list[str], models: dict[str, Measured], row: Callable[[Measured], list[str]]) -> str:
+    rows = [head, ["---", *["---:"] * (len(head) - 1)], *([name, *row(model)] for name, model in models.items())]
     return "\n".join([f"{title}:", "", *(f"| {' | '.join(cells)} |" for cells in rows), ""])
 
 
-def _window_row(pair: Reports) -> list[str]:
-    ours, plain = _found(pair[0], "window", "bundle"), _found(pair[0], "window", "plain-onnx")
-    alternatives = [_found(pair[0], "window", name) for name in ("products", "eager", "compile")]
+def _window_row(model: Measured) -> list[str]:
+    ours, plain = _found(model.short, "window", "bundle"), _found(model.short, "window", "plain-onnx")
+    alternatives = [_found(model.short, "window", name) for name in ("products", "eager", "compile")]
     times = [f"{result.median_ms:.2f}" for result in (*alternatives, plain)]
     return [*times, f"{plain.nodes}", f"{ours.median_ms:.2f}", f"{ours.nodes}", f"{ours.ratio:.2f}"]
 
 
-def _frame_row(pair: Reports) -> list[str]:
+def _frame_row(model: Measured) -> list[str]:
     names = ("products", "gemv", "eager", "bundle", "step")
-    bare, gemv, eager, ours, step = (_found(pair[0], "stream", name) for name in names)
+    bare, gemv, eager, ours, step = (_found(model.short, "stream", name) for name in names)
     times = [f"{result.median_ms:.2f}" for result in (bare, gemv, eager, ours)]
     ratios = [f"{ours.ratio:.2f}", f"{ours.median_ms / gemv.median_ms:.2f}"]
-    back = _found(pair[0], "prefill", "bundle")
+    back = _found(model.short, "prefill", "bundle")
     slow = [f"{milliseconds:.2f}" for milliseconds in (step.median_ms, step.percentile(99), back.median_ms)]
     return [*times, f"{ours.nodes}", *ratios, *slow]
 
 
-def _growth_row(pair: Reports, long: int) -> list[str]:
-    ours = [result for result in pair[1].results if result.contestant == "bundle"]
-    torch = _found(pair[1], "window", "eager", length=long)
+def _growth_row(model: Measured, long: int) -> list[str]:
+    ours = [result for result in model.growth.results if result.contestant == "bundle"]
+    torch = _found(model.growth, "window", "eager", length=long)
     return [f"{result.median_ms:.1f}" for result in (*ours, torch)]
 
 
-def _memory_row(pair: Reports) -> list[str]:
-    peaks = [result.peak_bytes for result in pair[1].results if result.contestant == "bundle"]
+def _memory_row(model: Measured) -> list[str]:
+    peaks = [result.peak_bytes for result in model.growth.results if result.contestant == "bundle"]
     return ["-" if peak is None else f"{peak / 2**20:.1f}" for peak in peaks]
 
 
-def _lengths(reports: dict[str, Reports]) -> list[int]:
-    _, growth = next(iter(reports.values()))
+def _set_up_row(model: Measured) -> list[str]:
+    return [f"{model.build_s:.1f}", f"{model.size / 1e6:.0f}", f"{model.load_ms:.0f}"]
+
+
+def _lengths(models: dict[str, Measured]) -> list[int]:
+    growth = next(iter(models.values())).growth
     return [result.length for result in growth.results if result.contestant == "bundle"]
 
 
@@ -108,15 +164,20 @@ def _found(report: ee.BenchReport, graph: str, contestant: str, **sizes: int) ->
     return found
 
 
-def _draw(reports: dict[str, Reports], path: Path) -> None:
-    figure = new_figure(3, len(reports))
-    for index, (name, (short, growth)) in enumerate(reports.items()):
-        parts = ((draw_lengths, growth), (draw_memory, growth), (draw_frames, short))
+def _draw(models: dict[str, Measured], path: Path) -> None:
+    figure = new_figure(3, len(models))
+    for index, (name, model) in enumerate(models.items()):
+        parts = ((draw_lengths, model.growth), (draw_memory, model.growth), (draw_frames, model.short))
         for column, (draw, report) in enumerate(parts):
-            axes = figure.add_subplot(len(reports), len(parts), index * len(parts) + column + 1)
+            axes = figure.add_subplot(len(models), len(parts), index * len(parts) + column + 1)
             draw(axes, report)
             axes.set_title(f"{name}: {axes.get_title()}")
     save(figure, path)
+
+
+def _described(model: Measured) -> dict[str, Any]:
+    set_up = {"build_s": model.build_s, "load_ms": model.load_ms, "window_bytes": model.size}
+    return {"set_up": set_up, "default": _plain(model.short), "lengths": _plain(model.growth)}
 
 
 def _plain(report: ee.BenchReport) -> dict[str, Any]:
@@ -133,23 +194,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true", help="tiny models and few rounds")
     parser.add_argument("--output", type=Path, help="folder to write to [default: results/PROCESSOR beside this file]")
     given = parser.parse_args(arguments)
-    reports: dict[str, Reports] = {}
+    models: dict[str, Measured] = {}
     with tempfile.TemporaryDirectory() as folder:
         for name in given.models or ARCHITECTURES:
-            reports[name] = measure(name, given.quick, Path(folder))
+            models[name] = measure(name, given.quick, Path(folder))
             print(f"measured {name}", flush=True)
     described = machine()
     on = ", ".join(f"{key} {value}" for key, value in described.items() if key != "cpu")
     text = f"One thread, batch 1, on {described['cpu']}: {on}.\n\n"
-    text += tables(reports, QUICK_LONG if given.quick else LONG)
+    text += tables(models, QUICK_LONG if given.quick else LONG)
     print(text)
     output = given.output or Path(__file__).parent / "results" / folder_of(str(described["cpu"]))
     output.mkdir(parents=True, exist_ok=True)
     (output / "models.md").write_text(text, encoding="utf-8")
-    models = {name: {"default": _plain(short), "lengths": _plain(growth)} for name, (short, growth) in reports.items()}
-    results = {"machine": described, "models": models}
+    results = {"machine": described, "models": {name: _described(model) for name, model in models.items()}}
     (output / "models.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    _draw(reports, output / "models.png")
+    _draw(models, output / "models.png")
 
 
 if __name__ == "__main__":

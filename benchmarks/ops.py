@@ -3,13 +3,12 @@
     python benchmarks/ops.py                    all ops that have several bodies: about three minutes
     python benchmarks/ops.py fft_conv           one of them
     python benchmarks/ops.py --quick            short sequences, to see that it works
-    python benchmarks/ops.py --plot             with ops.png (needs matplotlib: the extra `bench`)
 
-Every body that computes a case is run in turn with the others and with torch, one run of each in a round. Before that
-its output is compared with the op's definition in float64. It prints a table for each case and writes ops.md (the
-tables) and ops.json (all results, and the machine). A star marks the body that linking takes for this length: the
-crossovers in the functions' sources come from here. The exit status is 1 if the error of one that is taken is above
-1e-5 of the largest output.
+Every body that computes a case is run in turn with the others, with torch, and with the kernel that ONNX Runtime has
+for the case beyond the standard operators, one run of each in a round. Before that its output is compared with the op's
+definition in float64. It prints a table for each case and writes ops.md (the tables), ops.json (all results, and the
+machine) and ops.png. A star marks the body that linking takes for this length: the crossovers in the functions' sources
+come from here. The exit status is 1 if the error of one that is taken is above 1e-5 of the largest output.
 """
 
 from __future__ import annotations
@@ -88,6 +87,63 @@ def diagonal_scan(length: int, reads: int | None = None) -> Arguments:
     }
 
 
+def linear_attention(inputs: Mapping[str, Sequence[int | str]], nodes: Sequence[str], heads: int) -> onnx.ModelProto:
+    """A graph with the kernel com.microsoft::LinearAttention, which is at hand on the CPU, CUDA and WebGPU.
+
+    Args:
+        inputs: of the graph, by name.
+        nodes: in ONNX's text form, what makes its query, key, value and decay of them.
+        heads: of queries and of keys.
+    """
+    declared = ", ".join(f"float[{', '.join(map(str, shape))}] {name}" for name, shape in inputs.items())
+    lines = "\n".join(nodes)
+    return onnx.parser.parse_model(f"""
+        <ir_version: 10, opset_import: ["" : 20, "com.microsoft" : 1]>
+        kernel ({declared}) => (float[batch, sequence, width] y) {{
+            {lines}
+            y, state = com.microsoft.LinearAttention <
+                q_num_heads = {heads}, kv_num_heads = {heads}, update_rule = "gated", scale = 1.0
+            > (query, key, value, , decay)
+        }}""")
+
+
+def linear_scan_kernel(given: Arguments) -> onnx.ModelProto:
+    """One head with one key, always 1."""
+    inputs: dict[str, Sequence[int | str]] = {
+        "x": ["batch", "sequence", given["x"].shape[2]],
+        "log_decay": ["batch", "sequence", 1],
+    }
+    nodes = [
+        "size = Shape(log_decay)",
+        "query = ConstantOfShape <value = float[1] {1}> (size)",
+        "key = Identity(query)",
+        "value = Identity(x)",
+        "decay = Identity(log_decay)",
+    ]
+    return linear_attention(inputs, nodes, 1)
+
+
+def diagonal_scan_kernel(given: Arguments) -> onnx.ModelProto:
+    """A head for each group, with as many keys as it has states."""
+    groups, state = given["log_decay"].shape
+    inputs: dict[str, Sequence[int | str]] = {
+        "x": ["batch", "sequence", given["x"].shape[2]],
+        "b": ["batch", "sequence", groups, state],
+        "c": ["batch", "sequence", groups, state],
+    }
+    rates = ", ".join(map(str, given["log_decay"].flatten().tolist()))
+    nodes = [
+        "flat = Constant <value_ints = [0, 0, -1]> ()",
+        "key = Reshape(b, flat)",
+        "query = Reshape(c, flat)",
+        f"value = Concat <axis = 2> ({', '.join(['x'] * groups)})",
+        f"rates = Constant <value_floats = [{rates}]> ()",
+        "size = Shape(key)",
+        "decay = Expand(rates, size)",
+    ]
+    return linear_attention(inputs, nodes, groups)
+
+
 def transformed(given: Arguments) -> Calls:
     """A convolution by torch.fft, the kernel's spectrum made beforehand: along time as the frames lie, and with each
     channel's frames put beside each other before and taken apart after.
@@ -124,6 +180,7 @@ class Case:
         state: the shape of what the op leaves besides y, without the batch; none if None.
         longest: of bodies whose memory grows with the square of the length, the longest that they are given.
         alternatives: what else computes the op in torch; the definition itself if None.
+        kernel: a graph with LinearAttention in the body's place, if it computes the op.
     """
 
     title: str
@@ -134,6 +191,7 @@ class Case:
     state: Sequence[int] | None = None
     longest: Mapping[str, int] = dataclasses.field(default_factory=dict)
     alternatives: Callable[[Arguments], Calls] | None = None
+    kernel: Callable[[Arguments], onnx.ModelProto] | None = None
 
     @property
     def node(self) -> str:
@@ -180,7 +238,16 @@ CASES = (
         ["a"],
         (16, 512),
     ),
-    Case("linear_scan", "linear_scan", linear_scan, (*SHORT, 2048), (), (256,), {"masked": 1024}),
+    Case(
+        "linear_scan",
+        "linear_scan",
+        linear_scan,
+        (*SHORT, 2048),
+        (),
+        (256,),
+        {"masked": 1024},
+        kernel=linear_scan_kernel,
+    ),
     Case(
         "linear_scan, decays of each channel's own",
         "linear_scan",
@@ -197,6 +264,7 @@ CASES = (
         ["log_decay"],
         (2, 64, 256),
         {"direct": 256, "masked": 1024},
+        kernel=diagonal_scan_kernel,
     ),
     Case(
         "diagonal_scan, the last frame's read-out",
@@ -248,17 +316,20 @@ def run_of(linked: onnx.ModelProto, given: Arguments) -> Callable[[], Tensor]:
     options.intra_op_num_threads = 1
     session = ort.InferenceSession(linked.SerializeToString(), options, providers=["CPUExecutionProvider"])
     feeds = {value.name: given[value.name].numpy() for value in session.get_inputs()}
-    return lambda: torch.from_numpy(session.run(None, feeds)[0])
+    return lambda: torch.from_numpy(session.run(["y"], feeds)[0])
 
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """Of one contestant at one length: milliseconds of every round; error is relative to the largest output."""
+    """Of one contestant at one length: milliseconds of every round; error is relative to the largest output.
+
+    A contestant's kind is `body`, `kernel` or `torch`.
+    """
 
     case: str
     length: int
     contestant: str
-    is_body: bool
+    kind: str
     is_chosen: bool
     error: float
     times: tuple[float, ...]
@@ -292,12 +363,17 @@ def measure(case: Case, length: int, rounds: int | None) -> list[Result]:
                 # It computes other calls of the op.
                 continue
         calls[body] = run_of(linked, given)
-    bodies = list(calls)
-    calls |= case.torch_calls(given)
-    errors = [float((call().double() - exact).abs().max() / exact.abs().max()) for call in calls.values()]
+    kinds = dict.fromkeys(calls, "body")
+    if case.kernel is not None:
+        calls["LinearAttention"] = run_of(case.kernel(given), given)
+        kinds["LinearAttention"] = "kernel"
+    by_torch = case.torch_calls(given)
+    calls, kinds = calls | by_torch, kinds | dict.fromkeys(by_torch, "torch")
+    outputs = (call().double().reshape(exact.shape) for call in calls.values())
+    errors = [float((output - exact).abs().max() / exact.abs().max()) for output in outputs]
     times = take_turns(list(calls.values()), rounds)
     return [
-        Result(case.title, length, name, name in bodies, name == chosen, error, taken)
+        Result(case.title, length, name, kinds[name], name == chosen, error, taken)
         for name, error, taken in zip(calls, errors, times, strict=True)
     ]
 
@@ -311,13 +387,16 @@ def table(case: Case, results: Sequence[Result]) -> str:
         here = {result.contestant: result for result in mine if result.length == length}
         cells = [_cell(here[name]) if name in here else "-" for name in contestants]
         chosen = next(result for result in here.values() if result.is_chosen)
-        best = min(result.minimum_ms for result in here.values() if not result.is_body)
+        best = min(result.minimum_ms for result in here.values() if result.kind == "torch")
         rows.append([f"{length}", *cells, f"{chosen.minimum_ms / best:.2f}", f"{chosen.error:.1e}"])
     return "\n".join([f"{case.title}:", "", *(f"| {' | '.join(cells)} |" for cells in rows), ""])
 
 
 def _cell(result: Result) -> str:
     return f"{result.median_ms:.3g}{'*' * result.is_chosen}"
+
+
+STYLES = {"body": "o-", "kernel": "o:", "torch": "k--"}
 
 
 def draw_plot(cases: Sequence[Case], results: Sequence[Result], path: Path) -> None:
@@ -331,7 +410,7 @@ def draw_plot(cases: Sequence[Case], results: Sequence[Result], path: Path) -> N
         for name in dict.fromkeys(result.contestant for result in mine):
             line = [result for result in mine if result.contestant == name]
             lengths, times = [result.length for result in line], [result.median_ms for result in line]
-            axes.loglog(lengths, times, "o-" if line[0].is_body else "k--", label=name)
+            axes.loglog(lengths, times, STYLES[line[0].kind], label=name)
         axes.set(title=case.title, xlabel="frames", ylabel="milliseconds, median")
         axes.grid(visible=True, which="both", alpha=0.2)
         axes.legend()
@@ -353,7 +432,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("ops", nargs="*", metavar="OP", help=", ".join(known))
     parser.add_argument("--quick", action="store_true", help="two short sequences and few rounds")
-    parser.add_argument("--plot", action="store_true", help="draw ops.png too")
     parser.add_argument("--output", type=Path, help="folder to write to [default: results/PROCESSOR beside this file]")
     given = parser.parse_args(arguments)
     if unknown := set(given.ops) - set(known):
@@ -386,8 +464,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ]
     written = {"machine": described, "threads": 1, "batch": 1, "results": figures}
     (output / "ops.json").write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
-    if given.plot:
-        draw_plot(cases, results, output / "ops.png")
+    draw_plot(cases, results, output / "ops.png")
     wrong = [result for result in results if result.is_chosen and not result.error <= ALLOWED]
     for result in wrong:
         print(f"{result.case}, {result.length} frames: the error of {result.contestant} is {result.error:.1e}")
