@@ -101,16 +101,17 @@ def _run(code: str, *arguments: str) -> str:
 def tables(models: dict[str, Measured], long: int) -> str:
     """The tables in Markdown; milliseconds are medians."""
     window = next(iter(models.values())).short.window
-    head = ["model", "products", "torch", "torch.compile", "torch.onnx", "nodes", "bundle", "nodes", "/ products"]
+    bare = ["model", "products", "in ORT"]
+    head = [*bare, "torch", "torch.compile", "torch.onnx", "nodes", "bundle", "nodes", "/ products"]
     parts = [_table(f"A window of {window} frames, milliseconds", head, models, _window_row)]
-    head = ["model", "products", "gemv", "torch", "bundle", "nodes", "/ products", "/ gemv", "step", "p99", "prefill 8"]
+    head = [*bare, "gemv", "torch", "bundle", "nodes", "/ products", "/ gemv", "step", "p99", "prefill 8"]
     parts.append(_table("One frame of a stream, milliseconds", head, models, _frame_row))
     lengths = _lengths(models)
-    head = ["model", *(f"{length} frames" for length in lengths), f"torch, {long} frames"]
+    head = ["model", *(f"{length} frames" for length in lengths), f"products, {long}", "in ORT", f"torch, {long}"]
     parts.append(
         _table("Windows of growing length, milliseconds", head, models, lambda model: _growth_row(model, long))
     )
-    parts.append(_table("What the first run of one adds to memory, MiB", head[:-1], models, _memory_row))
+    parts.append(_table("What the first run of one adds to memory, MiB", head[:-3], models, _memory_row))
     head = ["model", "build, s", "window graph, MB", "load, ms"]
     parts.append(_table("Setting up", head, models, _set_up_row))
     return "\n".join(parts)
@@ -123,15 +124,15 @@ def _table(title: str, head: list[str], models: dict[str, Measured], row: Callab
 
 def _window_row(model: Measured) -> list[str]:
     ours, plain = _found(model.short, "window", "bundle"), _found(model.short, "window", "plain-onnx")
-    alternatives = [_found(model.short, "window", name) for name in ("products", "eager", "compile")]
+    alternatives = [_found(model.short, "window", name) for name in ("products", "ort-products", "eager", "compile")]
     times = [f"{result.median_ms:.2f}" for result in (*alternatives, plain)]
     return [*times, f"{plain.nodes}", f"{ours.median_ms:.2f}", f"{ours.nodes}", f"{ours.ratio:.2f}"]
 
 
 def _frame_row(model: Measured) -> list[str]:
-    names = ("products", "gemv", "eager", "bundle", "step")
-    bare, gemv, eager, ours, step = (_found(model.short, "stream", name) for name in names)
-    times = [f"{result.median_ms:.2f}" for result in (bare, gemv, eager, ours)]
+    names = ("products", "ort-products", "gemv", "eager", "bundle", "step")
+    bare, in_ort, gemv, eager, ours, step = (_found(model.short, "stream", name) for name in names)
+    times = [f"{result.median_ms:.2f}" for result in (bare, in_ort, gemv, eager, ours)]
     ratios = [f"{ours.ratio:.2f}", f"{ours.median_ms / gemv.median_ms:.2f}"]
     back = _found(model.short, "prefill", "bundle")
     slow = [f"{milliseconds:.2f}" for milliseconds in (step.median_ms, step.percentile(99), back.median_ms)]
@@ -140,8 +141,8 @@ def _frame_row(model: Measured) -> list[str]:
 
 def _growth_row(model: Measured, long: int) -> list[str]:
     ours = [result for result in model.growth.results if result.contestant == "bundle"]
-    torch = _found(model.growth, "window", "eager", length=long)
-    return [f"{result.median_ms:.1f}" for result in (*ours, torch)]
+    others = (_found(model.growth, "window", name, length=long) for name in ("products", "ort-products", "eager"))
+    return [f"{result.median_ms:.1f}" for result in (*ours, *others)]
 
 
 def _memory_row(model: Measured) -> list[str]:

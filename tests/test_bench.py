@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
+import onnxruntime as ort
 import pytest
 import torch
 from cli_helpers import Capture, cli, done, error_of, raising, refused
@@ -20,15 +22,19 @@ import edifice_export as ee
 from edifice_export import reference_model
 from edifice_export.benchmark import alternatives, contestants
 from edifice_export.benchmark.bench import take_turns
-from edifice_export.benchmark.contestants import Subject, products
+from edifice_export.benchmark.contestants import Subject
 from edifice_export.benchmark.footprint import footprint
 from edifice_export.benchmark.plan import Point, plan
+from edifice_export.benchmark.products import products
 from edifice_export.reference_model import reference_of
 from edifice_export.trace import export_program
 from edifice_reference import ops
 
 ONE: dict[str, Any] = {"threads": [1], "batch": [1], "length": [3], "rounds": 1}
 """The least that can be measured."""
+
+BARE = ("products", "ort-products", "gemv")
+"""Contestants that have no output."""
 
 
 @any_architecture
@@ -50,15 +56,15 @@ def test_what_is_measured(bundle: ee.Bundle) -> None:
     ]
     assert steps == [(step, 8) for step in range(8)]
     by_graph = {graph: [r.contestant for r in report.results if r.graph == graph] for graph in bundle.manifest.graphs}
-    assert by_graph["window"] == ["bundle", "products", "eager"] * 4
-    assert by_graph["stream"][:5] == ["bundle", "step", "products", "gemv", "eager"]
-    assert by_graph["prefill"] == ["bundle", "products", "eager"]
+    assert by_graph["window"] == ["bundle", "products", "ort-products", "eager"] * 4
+    assert by_graph["stream"][:6] == ["bundle", "step", "products", "ort-products", "gemv", "eager"]
+    assert by_graph["prefill"] == ["bundle", "products", "ort-products", "eager"]
     for result in report.results:
         assert len(result.times) == 2
         assert 0 < min(result.times) <= result.median_ms <= result.percentile(99) <= max(result.times)
         assert result.per_second == pytest.approx(1000 * result.batch / result.median_ms)
         assert (result.nodes is not None) == (result.load_ms is not None) == (result.contestant == "bundle")
-        assert (result.error is None) == (result.contestant in ("products", "gemv"))
+        assert (result.error is None) == (result.contestant in BARE)
         assert result.error is None or result.error < 1e-5
         base = report.find(result.graph, "products", threads=result.threads, batch=result.batch, length=result.length)
         assert base is not None
@@ -95,12 +101,12 @@ def test_contestants_take_turns() -> None:
 
 
 def test_products_are_the_dense_layers_that_the_input_passes(
-    bundle: ee.Bundle, monkeypatch: pytest.MonkeyPatch
+    bundle: ee.Bundle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     subject = Subject(bundle, ["cpu"])
     assert subject.reference is not None
-    expected = {
-        layer.weight.data_ptr()
+    dense = {
+        layer.weight.data_ptr(): layer.weight
         for name, layer in subject.reference.named_modules()
         if isinstance(layer, torch.nn.Linear) and ".filters." not in name
     }
@@ -110,16 +116,25 @@ def test_products_are_the_dense_layers_that_the_input_passes(
         passed.append((weight.data_ptr(), x.numel() // x.shape[-1]))
 
     for point, rows in ((Point("window", 1, 2, 5), 10), (Point("stream", 1, 3, 1), 3), (Point("stream", 1, 1, 1), 1)):
-        found = products(subject, point, subject.input(point))
-        assert [contestant.name for contestant in found] == ["products", "gemv"][: 2 if rows == 1 else 1]
+        found = products(subject, point, subject.input(point), tmp_path)
+        assert [contestant.name for contestant in found] == list(BARE[: 3 if rows == 1 else 2])
         with monkeypatch.context() as patched:
             patched.setattr(torch.nn.functional, "linear", multiply)
             patched.setattr(torch, "addmv", lambda bias, weight, x: multiply(x, weight, bias))
-            for contestant in found:
+            for contestant in (each for each in found if each.name != "ort-products"):
                 passed.clear()
                 contestant.run()
-                assert {pointer for pointer, _ in passed} == expected
+                assert {pointer for pointer, _ in passed} == dense.keys()
                 assert {count for _, count in passed} == {rows}
+        # ONNX Runtime leaves none out, though nobody wants its result.
+        options = ort.SessionOptions()
+        options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+        ort.InferenceSession(tmp_path / "products.onnx", options, providers=["CPUExecutionProvider"])
+        kept = Counter(node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node)
+        assert kept["MatMul"] + kept["Gemm"] == len(passed)
+        given = onnx.load(tmp_path / "products.onnx").graph.initializer
+        weights = {onnx.numpy_helper.to_array(value).T.tobytes() for value in given if value.name.startswith("matrix")}
+        assert weights == {weight.detach().numpy().tobytes() for weight in dense.values()}
 
 
 def test_a_stream_goes_on(bundle: ee.Bundle) -> None:
@@ -223,7 +238,7 @@ def test_a_process_that_fails(any_bundle: ee.Bundle) -> None:
 def test_the_command(capfd: Capture, bundle: ee.Bundle, tmp_path: Path) -> None:
     sizes = ["--threads=1", "--batch=1", "--length=3", "--rounds=1"]
     figures = json.loads(done(capfd, "bench", bundle.path, *sizes, "--against=eager,eager", "--json").out)
-    assert {result["contestant"] for result in figures["results"]} == {"bundle", "step", "products", "gemv", "eager"}
+    assert {result["contestant"] for result in figures["results"]} == {"bundle", "step", "eager", *BARE}
     assert set(figures["results"][0]) == {
         *("graph", "contestant", "threads", "batch", "length", "rounds", "median_ms", "p95_ms", "p99_ms", "per_second"),
         *("ratio", "error", "nodes", "load_ms", "peak_bytes"),
@@ -234,7 +249,7 @@ def test_the_command(capfd: Capture, bundle: ee.Bundle, tmp_path: Path) -> None:
     lines = text.splitlines()
     assert lines[3].split()[:5] == ["graph", "contestant", "threads", "batch", "length"]
     assert lines[-1].startswith("passed over cuda: ")
-    assert sum(line.startswith(("window ", "stream ", "prefill ")) for line in lines) == 2 + 4 + 2
+    assert sum(line.startswith(("window ", "stream ", "prefill ")) for line in lines) == 3 + 5 + 3
 
 
 def test_the_table_fits(any_bundle: ee.Bundle) -> None:

@@ -21,7 +21,7 @@ from ..errors import CheckError
 from ..report import compare
 from ..runtime.providers import ORT_ERRORS
 from ..torch_import import require_torch, torch_threads, why_no_torch
-from .contestants import Contestant, Subject, bundle_contestants, forward, products
+from .contestants import Contestant, Subject, bundle_contestants, forward
 from .footprint import footprint
 from .plan import Point, check_against, check_rounds, plan
 from .results import BenchReport, BenchResult, machine
@@ -144,7 +144,9 @@ def _measure(subject: Subject, point: Point, against: Sequence[str], rounds: int
     with torch_threads(point.threads), tempfile.TemporaryDirectory(prefix="edifice-export-") as folder:
         contestants = bundle_contestants(subject, point, frames)
         if subject.reference is not None:
-            contestants += products(subject, point, frames)
+            from .products import products
+
+            contestants += products(subject, point, frames, Path(folder))
         if subject.reference is not None and against:
             from .alternatives import alternatives
 

@@ -2,11 +2,8 @@
 
     bundle     the bundle's graph, run by ONNX Runtime; of frames in a bare loop, its states in two sets of buffers
     step       a stream's frame as Python programs run it, with its checks
-    products   every dense layer that the input passes in the reference model, alone, in torch: a graph that runs these
-               products takes no less, unless its products are faster than torch's
-    gemv       of a single frame, the same as products of a matrix and a vector, torch's fastest form of them
 
-and the alternatives to a bundle, see alternatives.
+and the bare products that it can't do without, see products, and the alternatives to it, see alternatives.
 """
 
 from __future__ import annotations
@@ -29,7 +26,7 @@ from .plan import Point
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = ["Contestant", "Subject", "bundle_contestants", "forward", "products"]
+__all__ = ["Contestant", "Subject", "bundle_contestants", "forward"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,36 +144,3 @@ def _frame_loop(
         return output
 
     return run
-
-
-def products(subject: Subject, point: Point, frames: np.ndarray) -> list[Contestant]:
-    """`products`, and of one single frame `gemv`."""
-    import torch
-    from torch.nn import functional
-
-    passed: list[tuple[nn.Linear, tuple[int, ...]]] = []
-    hooks = [
-        layer.register_forward_hook(lambda layer, given, _: passed.append((layer, tuple(given[0].shape))))
-        for layer in subject.frozen.modules()
-        if isinstance(layer, torch.nn.Linear)
-    ]
-    with torch.inference_mode():
-        forward(subject.frozen, point, torch.tensor(frames))()
-        # One tensor for all layers with inputs of its shape: what is measured takes little memory.
-        given = {shape: torch.randn(shape) for _, shape in passed}
-    for hook in hooks:
-        hook.remove()
-    layers = [(layer.weight, layer.bias, given[shape]) for layer, shape in passed]
-
-    @torch.inference_mode()
-    def linear() -> None:
-        for weight, bias, x in layers:
-            functional.linear(x, weight, bias)
-
-    @torch.inference_mode()
-    def gemv() -> None:
-        for weight, bias, x in layers:
-            torch.addmv(bias, weight, x[0])
-
-    found = [Contestant("products", linear)]
-    return [*found, Contestant("gemv", gemv)] if point.graph == "stream" and point.batch == 1 else found

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 __all__ = ["check_plot", "draw_frames", "draw_lengths", "draw_memory", "new_figure", "plot", "save"]
 
-_COLOURS = ("tab:blue", "tab:cyan", "black", "dimgray", "tab:orange", "tab:red", "tab:green")
-_ORDER = ("bundle", "step", "products", "gemv", "eager", "compile", "plain-onnx")
+_COLOURS = ("tab:blue", "tab:cyan", "black", "tab:purple", "dimgray", "tab:orange", "tab:red", "tab:green")
+_ORDER = ("bundle", "step", "products", "ort-products", "gemv", "eager", "compile", "plain-onnx")
 
 
 def check_plot(path: Path) -> None:
