@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,8 @@ from .errors import RequestError
 from .report import Case, Report, compare
 from .runtime.model import Model, load
 from .runtime.providers import all_providers, why_not_usable
-from .stream_parity import count_stream, run_stream
-from .torch_import import small_model_threads, why_no_torch
+from .stream_parity import Trial, count_stream, run_stream
+from .torch_import import SMALL, small_model_threads, why_no_torch
 
 __all__ = ["Progress", "prefix_lengths", "recurrence_gap", "verify"]
 
@@ -81,13 +83,15 @@ def _verify(
         providers = list(dict.fromkeys(providers))
     else:
         providers = [short for short in all_providers() if why_not_usable(short) is None]
-    models = [load(opened, [provider]) for provider in providers]
+    # As torch, see small_model_threads; what is run side by side takes the processors there are.
+    threads = 1 if manifest.param_count <= SMALL else None
+    models = [load(opened, [provider], threads) for provider in providers]
 
     reference = _load_reference(opened)
     named = dict(zip(providers, models, strict=True))
     total, trials = _plan(opened, named, reference, every_prefix, limit)
     cases: list[Case] = []
-    failed: list[tuple[Case, np.ndarray]] = []
+    failed: list[Trial] = []
     for case, sequence in trials:
         cases.append(case)
         if not case.passed:
@@ -122,7 +126,7 @@ def _verify(
 
 def _plan(
     bundle: Bundle, models: Mapping[str, Model], reference: Any, every_prefix: bool, tolerance: float
-) -> tuple[int, Iterator[tuple[Case, np.ndarray]]]:
+) -> tuple[int, Iterator[Trial]]:
     """How many comparisons there are, and the comparisons."""
     graphs, total, parts = bundle.manifest.graphs, 0, []
     if "window" in graphs:
@@ -134,7 +138,24 @@ def _plan(
     if "stream" in graphs:
         total += count_stream(bundle, every_prefix, reference is not None)
         parts.append(run_stream(bundle, models, reference, every_prefix, tolerance))
-    return total * len(models), itertools.chain(*parts)
+    return total * len(models), _side_by_side(parts)
+
+
+def _side_by_side(parts: Sequence[Iterator[Trial]]) -> Iterator[Trial]:
+    """All of the first part, then of the next, made meanwhile: both runtimes leave the interpreter to other threads."""
+    stop = threading.Event()
+
+    def collect(part: Iterator[Trial]) -> list[Trial]:
+        return list(itertools.takewhile(lambda _: not stop.is_set(), part))
+
+    with ThreadPoolExecutor(max(len(parts) - 1, 1)) as pool:
+        later = [pool.submit(collect, part) for part in parts[1:]]
+        try:
+            yield from parts[0]
+            for part in later:
+                yield from part.result()
+        finally:
+            stop.set()
 
 
 def prefix_lengths(window: int) -> list[int]:
@@ -180,7 +201,7 @@ def _next_prime(number: int) -> int:
 
 def _run(
     bundle: Bundle, models: Mapping[str, Model], reference: Any, sweeps: Sequence[_Sweep], tolerance: float
-) -> Iterator[tuple[Case, np.ndarray]]:
+) -> Iterator[Trial]:
     """Every case of a plan, and what was fed."""
     for folder, inputs, outputs in bundle.test_data("window"):
         for provider, model in models.items():
@@ -239,7 +260,7 @@ def _reference_prefixes(reference: Any, sequence: np.ndarray) -> np.ndarray:
     return result
 
 
-def _with_rounding(failed: Sequence[tuple[Case, np.ndarray]], bundle: Bundle) -> list[tuple[Case, np.ndarray]]:
+def _with_rounding(failed: Sequence[Trial], bundle: Bundle) -> list[Trial]:
     """The cases with what rounding does to torch's own float32 model near their input and its parameters.
 
     Products of sums that cancel, as in H3 with large steps, amplify rounding for a few inputs: no float32 graph is near

@@ -14,7 +14,7 @@ from .report import Case, compare
 from .runtime.model import Model
 from .runtime.providers import ORT_ERRORS
 
-__all__ = ["count_stream", "run_stream"]
+__all__ = ["Trial", "count_stream", "run_stream"]
 
 WINDOWS = 10
 """Windows that a stream is followed for, frame by frame."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from .errors import RequestError
 
-__all__ = ["require_torch", "small_model_threads", "torch_threads", "why_no_torch"]
+__all__ = ["SMALL", "require_torch", "small_model_threads", "torch_threads", "why_no_torch"]
 
 SMALL = 2**25
 """Parameters up to which a model is small."""

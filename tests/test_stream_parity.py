@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import math
 import shutil
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -139,7 +140,7 @@ def test_progress_reaches_exactly_the_total_that_it_announces(
     bundle: ee.Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, providers: list[str], torch: bool
 ) -> None:
     real = parity.load
-    monkeypatch.setattr(parity, "load", lambda opened, _: real(opened, ["cpu"], threads=1))
+    monkeypatch.setattr(parity, "load", lambda opened, *_: real(opened, ["cpu"], threads=1))
     if not torch:
         monkeypatch.setattr(parity, "_load_reference", lambda _: None)
     counts = {}
@@ -154,6 +155,17 @@ def test_progress_reaches_exactly_the_total_that_it_announces(
         counts[graph] = len(report.cases)
     # Only the comparison of both graphs takes both.
     assert counts["both"] == counts["window"] + counts["stream"] + (WINDOW * len(providers) if torch else 0)
+
+
+def test_an_interrupt_ends_both_halves(any_bundle: ee.Bundle) -> None:
+    def interrupt(done: int, _: int) -> None:
+        assert done == 1
+        raise KeyboardInterrupt
+
+    before = threading.active_count()
+    with pytest.raises(KeyboardInterrupt):
+        ee.verify(any_bundle, ["cpu"], every_prefix=True, progress=interrupt)
+    assert threading.active_count() == before
 
 
 @pytest.mark.parametrize("every_frame", [True, False])
