@@ -48,7 +48,7 @@ LOADS = 5
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """Of a model.
+    """What was measured of one model.
 
     Attributes:
         build_s: seconds that the command takes that builds it.

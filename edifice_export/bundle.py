@@ -74,10 +74,8 @@ class Bundle:
         """
         entry = self.manifest.graphs[graph]
         for folder in entry.test_data:
-            inputs = {s.name: _read_tensor(self.file(f"{folder}/input_{i}.pb"), s) for i, s in enumerate(entry.inputs)}
-            outputs = {
-                s.name: _read_tensor(self.file(f"{folder}/output_{i}.pb"), s) for i, s in enumerate(entry.outputs)
-            }
+            inputs = {s.name: self._tensor(f"{folder}/input_{i}.pb", s) for i, s in enumerate(entry.inputs)}
+            outputs = {s.name: self._tensor(f"{folder}/output_{i}.pb", s) for i, s in enumerate(entry.outputs)}
             yield folder, inputs, outputs
 
     def test_sequence(self) -> tuple[str, np.ndarray, np.ndarray] | None:
@@ -90,7 +88,7 @@ class Bundle:
         if entry is None:
             return None
         files = zip(("input_0.pb", "output_0.pb"), (*entry.inputs, *entry.outputs), strict=True)
-        frames, outputs = (_read_tensor(self.file(f"{entry.folder}/{name}"), spec) for name, spec in files)
+        frames, outputs = (self._tensor(f"{entry.folder}/{name}", spec) for name, spec in files)
         return entry.folder, frames, outputs
 
     def initial_state(self, batch: int) -> dict[str, np.ndarray]:
@@ -105,12 +103,15 @@ class Bundle:
         for spec in self.manifest.states:
             shape = tuple(batch if size == BATCH else int(size) for size in spec.shape)
             if isinstance(spec.initial, str):
-                self.check(spec.initial)
-                one = _read_tensor(self.file(spec.initial), TensorSpec(spec.name, spec.dtype, (1, *shape[1:])))
+                one = self._tensor(spec.initial, TensorSpec(spec.name, spec.dtype, (1, *shape[1:])))
                 state[spec.name] = np.repeat(one, batch, axis=0)
             else:
                 state[spec.name] = np.full(shape, spec.initial, spec.dtype)
         return state
+
+    def _tensor(self, name: str, spec: TensorSpec) -> np.ndarray:
+        self.check(name)
+        return _read_tensor(self.file(name), spec)
 
 
 def open_bundle(path: str | Path, whole: bool = True) -> Bundle:
@@ -282,15 +283,16 @@ def _check_model(folder: Path, name: str, manifest: Manifest) -> set[str]:
         loaded = onnx.ModelProto.FromString(content)
     except DecodeError as error:
         raise CheckError(f"bundle {folder}: {name} is not an ONNX model; build the bundle again") from error
-    read = set()
+    read, known = set(), set(manifest.files) - {name}
     for tensor in _tensors(loaded):
         if tensor.data_location != onnx.TensorProto.EXTERNAL:
             continue
         locations = [entry.value for entry in tensor.external_data if entry.key == "location"]
         location = locations[0] if len(locations) == 1 else ""
-        read.add((Path(name).parent / location).as_posix())
-        if not read <= set(manifest.files) - {name}:
+        other = (Path(name).parent / location).as_posix()
+        if other not in known:
             raise CheckError(f"bundle {folder}: {name} reads {location!r}, not a file of the bundle; don't use it")
+        read.add(other)
     return read
 
 

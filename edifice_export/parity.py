@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import math
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -50,14 +51,15 @@ def verify(
 ) -> Report:
     """Compares a bundle's graph, run by ONNX Runtime, with the float64 reference made of the bundle's own weights.
 
-    Where torch can't be imported, it is compared with the bundle's test data only, and the report says so.
+    Where torch can't be imported, it is compared with the bundle's test data only, and the report says so. Models of up
+    to SMALL parameters are run with one thread.
 
     Args:
         bundle: its folder.
         providers: short names, each verified on its own; every usable one if None.
         tolerance: largest error allowed; the one that the bundle was made with if None.
         every_prefix: run every prefix length even of a window above EVERY_PREFIX frames.
-        progress: called after each case.
+        progress: called after each case, of those run side by side with others at the end.
 
     Raises:
         RequestError: not a bundle, a provider that is not usable, a tolerance that is not positive.
@@ -83,7 +85,7 @@ def _verify(
         providers = list(dict.fromkeys(providers))
     else:
         providers = [short for short in all_providers() if why_not_usable(short) is None]
-    # As torch, see small_model_threads; what is run side by side takes the processors there are.
+    # As many as torch's, see small_model_threads: two halves are run side by side.
     threads = 1 if manifest.param_count <= SMALL else None
     models = [load(opened, [provider], threads) for provider in providers]
 
@@ -92,12 +94,13 @@ def _verify(
     total, trials = _plan(opened, named, reference, every_prefix, limit)
     cases: list[Case] = []
     failed: list[Trial] = []
-    for case, sequence in trials:
-        cases.append(case)
-        if not case.passed:
-            failed.append((case, sequence))
-        if progress is not None:
-            progress(len(cases), total)
+    with contextlib.closing(trials):
+        for case, sequence in trials:
+            cases.append(case)
+            if not case.passed:
+                failed.append((case, sequence))
+            if progress is not None:
+                progress(len(cases), total)
     if reference is not None and len(failed) <= len(cases) * _MAX_AMPLIFIED:
         failed = _with_rounding(failed, opened)
     judged = [case for case in cases if case.passed] + [case for case, _ in failed]
@@ -126,7 +129,7 @@ def _verify(
 
 def _plan(
     bundle: Bundle, models: Mapping[str, Model], reference: Any, every_prefix: bool, tolerance: float
-) -> tuple[int, Iterator[Trial]]:
+) -> tuple[int, Generator[Trial, None, None]]:
     """How many comparisons there are, and the comparisons."""
     graphs, total, parts = bundle.manifest.graphs, 0, []
     if "window" in graphs:
@@ -137,11 +140,14 @@ def _plan(
         parts.append(_run(bundle, models, reference, sweeps, tolerance))
     if "stream" in graphs:
         total += count_stream(bundle, every_prefix, reference is not None)
-        parts.append(run_stream(bundle, models, reference, every_prefix, tolerance))
-    return total * len(models), _side_by_side(parts)
+        # First, as they are the most: progress is that of the first.
+        parts.insert(0, run_stream(bundle, models, reference, every_prefix, tolerance))
+    # Others than the CPU may not bear two runs at once.
+    alone = set(models) != {"cpu"}
+    return total * len(models), (trial for part in parts for trial in part) if alone else _side_by_side(parts)
 
 
-def _side_by_side(parts: Sequence[Iterator[Trial]]) -> Iterator[Trial]:
+def _side_by_side(parts: Sequence[Iterator[Trial]]) -> Generator[Trial, None, None]:
     """All of the first part, then of the next, made meanwhile: both runtimes leave the interpreter to other threads."""
     stop = threading.Event()
 

@@ -22,7 +22,7 @@ _SCORES = 3
 """Copies of one window's attention scores that the runtime holds at once."""
 
 _COPIES = 6
-"""Copies of the weights that are in memory at a build's worst moment: two traces, float64, bytes of files."""
+"""Copies of the weights that are in memory at a build's worst moment: traces, float64, bytes of files."""
 
 
 def make_reference(
@@ -68,6 +68,7 @@ def reference_of(bundle: Bundle) -> nn.Module:
             f"bundle {bundle.path}: its manifest names no model: {error}; build the bundle again"
         ) from error
     try:
+        bundle.check(manifest.reference)
         checkpoint = read_checkpoint(bundle.file(manifest.reference))
         return make_reference(architecture, config, manifest.numerics, manifest.seed, checkpoint)
     except RequestError as error:

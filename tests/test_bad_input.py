@@ -18,7 +18,7 @@ import cli_helpers as helpers
 import numpy as np
 import pytest
 import torch
-from cli_helpers import REMOVED, Capture, cli, error_of, refused, tiny_build, unchanged
+from cli_helpers import REMOVED, Capture, cli, done, error_of, refused, tiny_build, unchanged
 from conftest import ANY, any_architecture
 from safetensors import safe_open
 from safetensors.numpy import save_file
@@ -300,7 +300,11 @@ def test_damage_to_what_a_run_does_not_use(capfd: Capture, bot: Path, name: str,
     damage(bot / name)
     for command in ("verify", "inspect"):
         assert f"bundle bot: {name}" in refused(capfd, *OF_BUNDLE[command].split(), status=1)
-    assert ee.load("bot").session.get_inputs()
+    model = ee.load("bot")
+    with pytest.raises(ee.CheckError, match=f"bundle bot: {name}"):
+        ee.verify(model.bundle)
+    for stream in ([], ["--stream"]):
+        done(capfd, *OF_BUNDLE["run"].split(), *stream)
 
 
 GRAPH, TENSOR = ("graphs", "window"), ("graphs", "window", "inputs", 0)

@@ -163,9 +163,9 @@ def test_an_interrupt_ends_both_halves(any_bundle: ee.Bundle) -> None:
         raise KeyboardInterrupt
 
     before = threading.active_count()
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt) as kept:  # with its traceback, which holds on to what was under way
         ee.verify(any_bundle, ["cpu"], every_prefix=True, progress=interrupt)
-    assert threading.active_count() == before
+    assert threading.active_count() == before, kept
 
 
 @pytest.mark.parametrize("every_frame", [True, False])

@@ -173,7 +173,29 @@ class HoldsATableOfTheTracedLength(LoopOverTime):
         return x[:, -1] * self.weight * torch.tensor([1.0, 2.0, 3.0, float(size)])
 
 
-@pytest.mark.parametrize("module", [RemembersTheTracedLength, HoldsATableOfTheTracedLength])
+class FiltersAsFarAsTheTracedLength(LoopOverTime):
+    """Right at every length up to the traced one."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        size = torch.fx.experimental.symbolic_shapes.guarding_hint_or_throw(x.shape[1])
+        padded = torch.nn.functional.pad(x.transpose(1, 2), (size - 1, 0))
+        taps = torch.ones(4, 1, size)
+        return torch.nn.functional.conv1d(padded, taps, groups=4)[:, :, -1] * self.weight
+
+
+class AddsALittleForEachTracedFrame(LoopOverTime):
+    def forward(self, x: Tensor) -> Tensor:
+        size = torch.fx.experimental.symbolic_shapes.guarding_hint_or_throw(x.shape[1])
+        return x[:, -1] * self.weight * (1 + 1e-5 * size)
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        *(RemembersTheTracedLength, HoldsATableOfTheTracedLength),
+        *(FiltersAsFarAsTheTracedLength, AddsALittleForEachTracedFrame),
+    ],
+)
 def test_a_constant_made_of_the_traced_length_is_refused(module: type[nn.Module]) -> None:
     with pytest.raises(CheckError, match="depends on the traced size"):
         trace(module(), [INPUT], [OUTPUT], 20)

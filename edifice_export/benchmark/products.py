@@ -1,8 +1,8 @@
 """Products: every dense layer that the input passes in the reference model, alone, on the CPU.
 
 products       in torch: the measure of all ratios
-ort-products   in ONNX Runtime: a graph that runs these products there takes no less. It may run fewer: of the last
-               layer's, many are for the last frame alone
+ort-products   in ONNX Runtime: a graph that runs these products there takes no less. It may run fewer: most of the
+               last layer's are needed for the last frame alone
 gemv           of a single frame, as products of a matrix and a vector, torch's fastest form of them
 """
 
@@ -78,10 +78,9 @@ def _in_onnx(layers: Sequence[Layer], point: Point, opset: int, path: Path) -> C
         matrix, bias, product, sum_, size = (f"{kind}{index}" for kind in ("matrix", "bias", "product", "sum", "size"))
         weights.append(onnx.numpy_helper.from_array(layer.weight.detach().T.contiguous().numpy(), matrix))
         nodes.append(onnx.helper.make_node("MatMul", [names[tuple(x.shape)], matrix], [product]))
-        if layer.bias is not None:
-            weights.append(onnx.numpy_helper.from_array(layer.bias.detach().numpy(), bias))
-            nodes.append(onnx.helper.make_node("Add", [product, bias], [sum_]))
-        nodes.append(onnx.helper.make_node("Shape", [nodes[-1].output[0]], [size]))
+        weights.append(onnx.numpy_helper.from_array(layer.bias.detach().numpy(), bias))
+        nodes.append(onnx.helper.make_node("Add", [product, bias], [sum_]))
+        nodes.append(onnx.helper.make_node("Shape", [sum_], [size]))
         outputs.append(onnx.helper.make_tensor_value_info(size, onnx.TensorProto.INT64, [x.ndim]))
     # Free sizes: known ones would be folded to constants, and the products with them.
     inputs = [

@@ -100,7 +100,7 @@ class Model:
 
         Raises:
             RequestError: a bundle that was built without a stream, or a number out of range.
-            CheckError: the graphs are not those of the manifest.
+            CheckError: a file of the stream was changed or is missing, or its graphs are not those of the manifest.
         """
         if not self.has_stream:
             raise RequestError(
@@ -152,7 +152,8 @@ def load(
     Raises:
         RequestError: not a bundle, a newer schema, or no provider of the list is usable.
         CheckError: the bundle is damaged: a path leaves the folder, or a file was changed or is missing. Each is
-            checked when it is used: graphs that are not, weights and test data need not be there.
+            checked when it is used: the window graph, if the bundle has one, now; those of a stream when one is opened.
+            Weights and test data need not be there.
     """
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle, whole=False)
     return Model(opened, [providers] if isinstance(providers, str) else list(providers), threads, optimization)
