@@ -1,23 +1,20 @@
 """All benchmarks: what the four models cost, and every body of every edifice op alone.
 
-    python benchmarks                   both, with default sizes: about fifteen minutes
-    python benchmarks --quick           tiny models and short sequences, to see that it works
-    python benchmarks --output DIR      instead of the folder of the processor's name in benchmarks/results
+    python benchmarks                           both, with default sizes: about fifteen minutes
+    python benchmarks --quick                   tiny models and short sequences, to see that it works; printed alone
 
 It needs matplotlib: the extra `bench`. models.py and ops.py say what is measured, and run alone too.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 
 import models
 import ops
+from request import read_request
 
-parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-parser.add_argument("--quick", action="store_true", help="tiny models, short sequences and few rounds")
-parser.add_argument("--output", help="folder to write to [default: results/PROCESSOR beside this file]")
-parser.parse_args()
-models.main(sys.argv[1:])
-sys.exit(ops.main(sys.argv[1:]))
+if __name__ == "__main__":
+    read_request(__doc__, (), None)
+    models.main()
+    sys.exit(ops.main())

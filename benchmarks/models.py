@@ -1,7 +1,7 @@
 """What the four models cost here: bundles beside their bare products, torch, torch.compile and torch's own exporter.
 
     python benchmarks/models.py                 all models, default sizes, one thread, batch 1: about ten minutes
-    python benchmarks/models.py hymba --quick   tiny models, to see that it works
+    python benchmarks/models.py hymba --quick   a tiny model, to see that it works; printed alone, without --output
 
 It builds bundles in a temporary folder, measures each beside all alternatives at the default window and frame by frame,
 and beside torch alone in windows up to 1,024 frames, where the others take too long to make; and how long it takes to
@@ -11,7 +11,6 @@ models.json (all results, and the machine) and models.png.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import statistics
@@ -23,9 +22,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from request import heading, read_request
+
 import edifice_export as ee
 from edifice_export.benchmark.plot import draw_frames, draw_lengths, draw_memory, new_figure, save
-from edifice_export.benchmark.results import folder_of, machine
+from edifice_export.benchmark.results import machine
+from edifice_export.bundle import open_bundle
 from edifice_reference.registry import ARCHITECTURES
 
 LENGTHS = (60, 128, 256, 512, 1024)
@@ -75,7 +77,7 @@ def measure(name: str, quick: bool, folder: Path) -> Measured:
     load_ms = 1e3 * statistics.median(float(_run(LOAD, str(folder / name))) for _ in range(LOADS))
 
     one: dict[str, Any] = {"threads": [1], "batch": [1], "rounds": 5 if quick else None}
-    bundle = ee.load(folder / name).bundle
+    bundle = open_bundle(folder / name)
     graph = bundle.manifest.graphs["window"]
     window, size = bundle.manifest.window_size, bundle.manifest.files[graph.model].size
     short = ee.bench(bundle, length=[window], against=["eager", "compile", "plain-onnx"], **one)
@@ -190,27 +192,20 @@ def _plain(report: ee.BenchReport) -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measures, prints and writes."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", nargs="*", metavar="NAME", help=", ".join(ARCHITECTURES))
-    parser.add_argument("--quick", action="store_true", help="tiny models and few rounds")
-    parser.add_argument("--output", type=Path, help="folder to write to [default: results/PROCESSOR beside this file]")
-    given = parser.parse_args(arguments)
+    asked = read_request(__doc__, ARCHITECTURES, arguments)
     models: dict[str, Measured] = {}
     with tempfile.TemporaryDirectory() as folder:
-        for name in given.models or ARCHITECTURES:
-            models[name] = measure(name, given.quick, Path(folder))
+        for name in asked.names:
+            models[name] = measure(name, asked.quick, Path(folder))
             print(f"measured {name}", flush=True)
-    described = machine()
-    on = ", ".join(f"{key} {value}" for key, value in described.items() if key != "cpu")
-    text = f"One thread, batch 1, on {described['cpu']}: {on}.\n\n"
-    text += tables(models, QUICK_LONG if given.quick else LONG)
+    text = heading() + tables(models, QUICK_LONG if asked.quick else LONG)
     print(text)
-    output = given.output or Path(__file__).parent / "results" / folder_of(str(described["cpu"]))
-    output.mkdir(parents=True, exist_ok=True)
-    (output / "models.md").write_text(text, encoding="utf-8")
-    results = {"machine": described, "models": {name: _described(model) for name, model in models.items()}}
-    (output / "models.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    _draw(models, output / "models.png")
+    if asked.output is None:
+        return
+    (asked.output / "models.md").write_text(text, encoding="utf-8")
+    results = {"machine": machine(), "models": {name: _described(model) for name, model in models.items()}}
+    (asked.output / "models.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    _draw(models, asked.output / "models.png")
 
 
 if __name__ == "__main__":

@@ -1,23 +1,22 @@
 """What each body of an edifice op costs here, beside torch, for sequences of growing length; batch 1, one thread.
 
     python benchmarks/ops.py                    all ops that have several bodies: about three minutes
-    python benchmarks/ops.py fft_conv           one of them
-    python benchmarks/ops.py --quick            short sequences, to see that it works
+    python benchmarks/ops.py fft_conv           one of them; printed and not written, unless --output says where
+    python benchmarks/ops.py --quick            short sequences, to see that it works; likewise
 
-Every body that computes a case is run in turn with the others, with torch, and with the kernel that ONNX Runtime has
-for the case beyond the standard operators, one run of each in a round. Before that its output is compared with the op's
-definition in float64. It prints a table for each case and writes ops.md (the tables), ops.json (all results, and the
-machine) and ops.png. A star marks the body that linking takes for this length: the crossovers in the functions' sources
-come from here. The exit status is 1 if the error of one that is taken is above 1e-5 of the largest output.
+Every body that computes a case is run in turn with the others, with torch, and with rivals that were not taken (see
+rivals.py), one run of each in a round. Before that its output is compared with the op's definition in float64. It
+prints a table for each case and writes ops.md (the tables), ops.json (all results, and the machine) and ops.png. A star
+marks the body that linking takes for this length: the crossovers in the functions' sources come from here. The exit
+status is 1 if the error of one that is taken is above 1e-5 of the largest output.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -26,255 +25,22 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 import torch
+from cases import CASES, Calls, Case
+from request import heading, read_request
+from rivals import Arguments
 from torch import Tensor
 
 from edifice_export.benchmark.bench import take_turns
 from edifice_export.benchmark.plot import new_figure, save
-from edifice_export.benchmark.results import folder_of, machine
+from edifice_export.benchmark.results import machine
 from edifice_export.errors import CheckError
 from edifice_export.functions import LOWERINGS
 from edifice_export.link import link
 from edifice_export.manifest import LOWERING
-from edifice_reference import ops
 
 ALLOWED = 1e-5
 QUICK = (7, 20)
 QUICK_ROUNDS = 3
-
-Arguments = dict[str, Any]
-Calls = dict[str, Callable[[], Tensor]]
-
-
-def draw(*shape: int, seed: int) -> Tensor:
-    """Of values that float32 has."""
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def causal_attention(length: int) -> Arguments:
-    """Of Hymba's default sizes, without meta tokens."""
-    frames = {name: draw(1, length, 256, seed=seed) for seed, name in enumerate(("query", "key", "value"))}
-    return {**frames, "num_heads": 4, "epsilon": 1e-8}
-
-
-def fft_conv(length: int) -> Arguments:
-    """Of Hyena's default width; a window as long as the sequence."""
-    return {"x": draw(1, length, 256, seed=0), "kernel": draw(length, 256, seed=1)}
-
-
-def selective_scan(length: int, reads: int | None = None) -> Arguments:
-    """Of Hymba's default sizes, with the rates that it starts from and steps of all sizes."""
-    return {
-        "x": draw(1, length, 512, seed=0),
-        "delta": torch.exp(draw(1, length, 512, seed=1) - 3).clamp(1e-3, 1e-1),
-        "a": -torch.arange(1.0, 17).expand(512, -1).contiguous(),
-        "b": draw(1, length, 16, seed=2),
-        "c": draw(1, reads or length, 16, seed=3),
-    }
-
-
-def linear_scan(length: int, decays: int = 1) -> Arguments:
-    """Of SSTransformer's default width."""
-    return {"x": draw(1, length, 256, seed=0), "log_decay": -torch.exp(draw(1, length, decays, seed=1) - 3)}
-
-
-def diagonal_scan(length: int, reads: int | None = None) -> Arguments:
-    """Of H3's default sizes."""
-    return {
-        "x": draw(1, length, 256, seed=0),
-        "log_decay": -torch.exp(draw(2, 64, seed=1) - 3),
-        "b": draw(1, length, 2, 64, seed=2),
-        "c": draw(1, reads or length, 2, 64, seed=3),
-    }
-
-
-def linear_attention(inputs: Mapping[str, Sequence[int | str]], nodes: Sequence[str], heads: int) -> onnx.ModelProto:
-    """A graph with the kernel com.microsoft::LinearAttention, which is at hand on the CPU, CUDA and WebGPU.
-
-    Args:
-        inputs: of the graph, by name.
-        nodes: in ONNX's text form, what makes its query, key, value and decay of them.
-        heads: of queries and of keys.
-    """
-    declared = ", ".join(f"float[{', '.join(map(str, shape))}] {name}" for name, shape in inputs.items())
-    lines = "\n".join(nodes)
-    return onnx.parser.parse_model(f"""
-        <ir_version: 10, opset_import: ["" : 20, "com.microsoft" : 1]>
-        kernel ({declared}) => (float[batch, sequence, width] y) {{
-            {lines}
-            y, state = com.microsoft.LinearAttention <
-                q_num_heads = {heads}, kv_num_heads = {heads}, update_rule = "gated", scale = 1.0
-            > (query, key, value, , decay)
-        }}""")
-
-
-def linear_scan_kernel(given: Arguments) -> onnx.ModelProto:
-    """One head with one key, always 1."""
-    inputs: dict[str, Sequence[int | str]] = {
-        "x": ["batch", "sequence", given["x"].shape[2]],
-        "log_decay": ["batch", "sequence", 1],
-    }
-    nodes = [
-        "size = Shape(log_decay)",
-        "query = ConstantOfShape <value = float[1] {1}> (size)",
-        "key = Identity(query)",
-        "value = Identity(x)",
-        "decay = Identity(log_decay)",
-    ]
-    return linear_attention(inputs, nodes, 1)
-
-
-def diagonal_scan_kernel(given: Arguments) -> onnx.ModelProto:
-    """A head for each group, with as many keys as it has states."""
-    groups, state = given["log_decay"].shape
-    inputs: dict[str, Sequence[int | str]] = {
-        "x": ["batch", "sequence", given["x"].shape[2]],
-        "b": ["batch", "sequence", groups, state],
-        "c": ["batch", "sequence", groups, state],
-    }
-    rates = ", ".join(map(str, given["log_decay"].flatten().tolist()))
-    nodes = [
-        "flat = Constant <value_ints = [0, 0, -1]> ()",
-        "key = Reshape(b, flat)",
-        "query = Reshape(c, flat)",
-        f"value = Concat <axis = 2> ({', '.join(['x'] * groups)})",
-        f"rates = Constant <value_floats = [{rates}]> ()",
-        "size = Shape(key)",
-        "decay = Expand(rates, size)",
-    ]
-    return linear_attention(inputs, nodes, groups)
-
-
-def transformed(given: Arguments) -> Calls:
-    """A convolution by torch.fft, the kernel's spectrum made beforehand: along time as the frames lie, and with each
-    channel's frames put beside each other before and taken apart after.
-    """
-    x, kernel = given["x"], given["kernel"]
-    length = x.shape[1]
-    spectrum = torch.fft.rfft(kernel, 2 * length, dim=0)
-    turned = spectrum.T.contiguous()
-
-    @torch.inference_mode()
-    def as_it_lies() -> Tensor:
-        y = torch.fft.irfft(torch.fft.rfft(x, 2 * length, dim=1) * spectrum, 2 * length, dim=1)
-        return y[:, :length].contiguous()
-
-    @torch.inference_mode()
-    def turned_first() -> Tensor:
-        channels = x.transpose(1, 2).contiguous()
-        y = torch.fft.irfft(torch.fft.rfft(channels, 2 * length) * turned, 2 * length)
-        return y[:, :, :length].transpose(1, 2).contiguous()
-
-    return {"torch.fft": as_it_lies, "torch.fft, turned": turned_first}
-
-
-@dataclasses.dataclass(frozen=True)
-class Case:
-    """An op with sizes, a way to call it, and the lengths to measure.
-
-    Attributes:
-        title: what it is.
-        op: its name in edifice_reference.ops.
-        make: arguments of a length in the op's order, float32 tensors and attributes; it starts from zeros.
-        lengths: of the sequences.
-        constants: the arguments that no input of the graph changes.
-        state: the shape of what the op leaves besides y, without the batch; none if None.
-        longest: of bodies whose memory grows with the square of the length, the longest that they are given.
-        alternatives: what else computes the op in torch; the definition itself if None.
-        kernel: a graph with LinearAttention in the body's place, if it computes the op.
-    """
-
-    title: str
-    op: str
-    make: Callable[[int], Arguments]
-    lengths: Sequence[int]
-    constants: Sequence[str] = ()
-    state: Sequence[int] | None = None
-    longest: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    alternatives: Callable[[Arguments], Calls] | None = None
-    kernel: Callable[[Arguments], onnx.ModelProto] | None = None
-
-    @property
-    def node(self) -> str:
-        """The op's name in a graph."""
-        return "".join(part.capitalize() for part in self.op.split("_"))
-
-    @property
-    def bodies(self) -> list[str]:
-        """Names of all bodies of the op for sequences."""
-        return list(dict.fromkeys(each.name for each in LOWERINGS[self.node].lowerings if not each.is_frame))
-
-    def define(self, given: Arguments) -> Tensor:
-        """What the definition gives."""
-        found = getattr(ops, self.op)(*given.values())
-        return found[0] if isinstance(found, tuple) else found
-
-    def torch_calls(self, given: Arguments) -> Calls:
-        """What torch is asked for."""
-        if self.alternatives is not None:
-            return self.alternatives(given)
-
-        @torch.inference_mode()
-        def eager() -> Tensor:
-            return self.define(given)
-
-        return {"torch": eager}
-
-
-SHORT = (16, 60, 128, 256, 512, 1024)
-LONG = (2048, 4096, 8192, 16384)
-
-CASES = (
-    Case("causal_attention", "causal_attention", causal_attention, (*SHORT, 2048), longest={"masked": 2048}),
-    Case(
-        "fft_conv", "fft_conv", fft_conv, (*SHORT, *LONG), ["kernel"], longest={"taps": 512}, alternatives=transformed
-    ),
-    Case("fft_conv, a kernel that is no constant", "fft_conv", fft_conv, (*SHORT, *LONG[:2]), longest={"taps": 256}),
-    Case("selective_scan", "selective_scan", selective_scan, (*SHORT, 2048), ["a"], (16, 512)),
-    Case(
-        "selective_scan, the last frame's read-out",
-        "selective_scan",
-        lambda length: selective_scan(length, 1),
-        (*SHORT, 2048),
-        ["a"],
-        (16, 512),
-    ),
-    Case(
-        "linear_scan",
-        "linear_scan",
-        linear_scan,
-        (*SHORT, 2048),
-        (),
-        (256,),
-        {"masked": 1024},
-        kernel=linear_scan_kernel,
-    ),
-    Case(
-        "linear_scan, decays of each channel's own",
-        "linear_scan",
-        lambda length: linear_scan(length, 256),
-        (*SHORT, 2048),
-        (),
-        (256,),
-    ),
-    Case(
-        "diagonal_scan",
-        "diagonal_scan",
-        diagonal_scan,
-        (*SHORT, 2048),
-        ["log_decay"],
-        (2, 64, 256),
-        {"direct": 256, "masked": 1024},
-        kernel=diagonal_scan_kernel,
-    ),
-    Case(
-        "diagonal_scan, the last frame's read-out",
-        "diagonal_scan",
-        lambda length: diagonal_scan(length, 1),
-        (*SHORT, 2048),
-        ["log_decay"],
-        (2, 64, 256),
-    ),
-)
 
 
 def abstract_of(case: Case, given: Arguments) -> ir.Model:
@@ -323,7 +89,7 @@ def run_of(linked: onnx.ModelProto, given: Arguments) -> Callable[[], Tensor]:
 class Result:
     """Of one contestant at one length: milliseconds of every round; error is relative to the largest output.
 
-    A contestant's kind is `body`, `kernel` or `torch`.
+    A contestant's kind is `body`, `rival` or `torch`.
     """
 
     case: str
@@ -364,11 +130,10 @@ def measure(case: Case, length: int, rounds: int | None) -> list[Result]:
                 continue
         calls[body] = run_of(linked, given)
     kinds = dict.fromkeys(calls, "body")
-    if case.kernel is not None:
-        calls["LinearAttention"] = run_of(case.kernel(given), given)
-        kinds["LinearAttention"] = "kernel"
+    rivals = {name: run_of(make(given), given) for name, make in case.rivals.items()}
     by_torch = case.torch_calls(given)
-    calls, kinds = calls | by_torch, kinds | dict.fromkeys(by_torch, "torch")
+    calls = calls | rivals | by_torch
+    kinds = kinds | dict.fromkeys(rivals, "rival") | dict.fromkeys(by_torch, "torch")
     outputs = (call().double().reshape(exact.shape) for call in calls.values())
     errors = [float((output - exact).abs().max() / exact.abs().max()) for output in outputs]
     times = take_turns(list(calls.values()), rounds)
@@ -396,7 +161,7 @@ def _cell(result: Result) -> str:
     return f"{result.median_ms:.3g}{'*' * result.is_chosen}"
 
 
-STYLES = {"body": "o-", "kernel": "o:", "torch": "k--"}
+STYLES = {"body": "o-", "rival": "o:", "torch": "k--"}
 
 
 def draw_plot(cases: Sequence[Case], results: Sequence[Result], path: Path) -> None:
@@ -417,6 +182,23 @@ def draw_plot(cases: Sequence[Case], results: Sequence[Result], path: Path) -> N
     save(figure, path)
 
 
+def write(text: str, cases: Sequence[Case], results: Sequence[Result], output: Path) -> None:
+    """Writes the tables, all results and the plot."""
+    (output / "ops.md").write_text(text, encoding="utf-8")
+    figures = [
+        {
+            **{name: value for name, value in dataclasses.asdict(result).items() if name != "times"},
+            "median_ms": result.median_ms,
+            "minimum_ms": result.minimum_ms,
+            "rounds": len(result.times),
+        }
+        for result in results
+    ]
+    written = {"machine": machine(), "threads": 1, "batch": 1, "results": figures}
+    (output / "ops.json").write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
+    draw_plot(cases, results, output / "ops.png")
+
+
 def check_cases() -> None:
     """Refuses to leave out an op that has several bodies."""
     covered = {case.node for case in CASES}
@@ -428,43 +210,21 @@ def check_cases() -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measures, prints and writes."""
     check_cases()
-    known = list(dict.fromkeys(case.op for case in CASES))
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("ops", nargs="*", metavar="OP", help=", ".join(known))
-    parser.add_argument("--quick", action="store_true", help="two short sequences and few rounds")
-    parser.add_argument("--output", type=Path, help="folder to write to [default: results/PROCESSOR beside this file]")
-    given = parser.parse_args(arguments)
-    if unknown := set(given.ops) - set(known):
-        parser.error(f"no op with several bodies: {', '.join(sorted(unknown))}; there are: {', '.join(known)}")
-    cases = [case for case in CASES if case.op in (given.ops or known)]
+    asked = read_request(__doc__, list(dict.fromkeys(case.op for case in CASES)), arguments)
+    cases = [case for case in CASES if case.op in asked.names]
     torch.set_num_threads(1)
-    described = machine()
-    on = ", ".join(f"{key} {value}" for key, value in described.items() if key != "cpu")
-    text = f"One thread, batch 1, on {described['cpu']}: {on}.\n\n"
+    text = heading()
     text += "Medians in milliseconds. A star: the body that linking takes for this length. / torch: the least time of\n"
     text += "that one by the least of torch. Error: of that one, by the largest output.\n"
     print(text, flush=True)
     results: list[Result] = []
     for case in cases:
-        for length in QUICK if given.quick else case.lengths:
-            results += measure(case, length, QUICK_ROUNDS if given.quick else None)
+        for length in QUICK if asked.quick else case.lengths:
+            results += measure(case, length, QUICK_ROUNDS if asked.quick else None)
         print(table(case, results), flush=True)
     text += "".join(f"\n{table(case, results)}" for case in cases)
-    output = given.output or Path(__file__).parent / "results" / folder_of(str(described["cpu"]))
-    output.mkdir(parents=True, exist_ok=True)
-    (output / "ops.md").write_text(text, encoding="utf-8")
-    figures = [
-        {
-            **{name: value for name, value in dataclasses.asdict(result).items() if name != "times"},
-            "median_ms": result.median_ms,
-            "minimum_ms": result.minimum_ms,
-            "rounds": len(result.times),
-        }
-        for result in results
-    ]
-    written = {"machine": described, "threads": 1, "batch": 1, "results": figures}
-    (output / "ops.json").write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
-    draw_plot(cases, results, output / "ops.png")
+    if asked.output is not None:
+        write(text, cases, results, asked.output)
     wrong = [result for result in results if result.is_chosen and not result.error <= ALLOWED]
     for result in wrong:
         print(f"{result.case}, {result.length} frames: the error of {result.contestant} is {result.error:.1e}")

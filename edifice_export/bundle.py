@@ -1,14 +1,9 @@
-"""Bundle: a folder with verified graphs, their test data and a manifest. Written whole or not at all."""
+"""Bundle: a folder with verified graphs, their test data and a manifest."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import errno
 import hashlib
-import os
-import secrets
-import shutil
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,8 +11,9 @@ from typing import TYPE_CHECKING
 
 from .errors import CheckError, RequestError
 from .manifest import MANIFEST, FileEntry, Manifest
-from .manifest_reader import listed_files, read_manifest
+from .manifest_reader import read_manifest
 from .specification import BATCH, TensorSpec
+from .staging import new_file_mode
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,7 +25,6 @@ __all__ = [
     "hash_files",
     "open_bundle",
     "save_model",
-    "staging",
     "write_tensor",
     "write_test_data",
 ]
@@ -56,15 +51,8 @@ class Bundle:
             CheckError: a file is missing or was changed, or a model reads one that is not of the bundle.
             RequestError: it can't be read.
         """
-        try:
-            if name in {graph.model for graph in self.manifest.graphs.values()}:
-                others = _check_model(self.path, name, self.manifest)
-            else:
-                others = {name}
-            for each in others:
-                _check_file(self.path, each, self.manifest.files[each])
-        except OSError as error:
-            raise _unreadable(self.path, error) from error
+        for other in self._check_alone(name):
+            self._check_alone(other)
 
     def test_data(self, graph: str) -> Iterator[tuple[str, dict[str, np.ndarray], dict[str, np.ndarray]]]:
         """Each test data set of a graph: its folder, its inputs and its outputs, by tensor name.
@@ -109,6 +97,16 @@ class Bundle:
                 state[spec.name] = np.full(shape, spec.initial, spec.dtype)
         return state
 
+    def _check_alone(self, name: str) -> set[str]:
+        """Checks a file, and gives those that it reads."""
+        try:
+            if name in {graph.model for graph in self.manifest.graphs.values()}:
+                return _check_model(self.path, name, self.manifest)
+            _check_file(self.path, name, self.manifest.files[name])
+        except OSError as error:
+            raise _unreadable(self.path, error) from error
+        return set()
+
     def _tensor(self, name: str, spec: TensorSpec) -> np.ndarray:
         self.check(name)
         return _read_tensor(self.file(name), spec)
@@ -133,40 +131,8 @@ def open_bundle(path: str | Path, whole: bool = True) -> Bundle:
     if whole:
         # Hashing leaves the interpreter to others, so several files take the time of the largest.
         with ThreadPoolExecutor(4) as pool:
-            list(pool.map(bundle.check, bundle.manifest.files))
+            list(pool.map(bundle._check_alone, bundle.manifest.files))
     return bundle
-
-
-@contextlib.contextmanager
-def staging(target: Path) -> Iterator[Path]:
-    """A new folder beside `target` to fill, moved into its place at the end; removed if anything goes wrong.
-
-    Raises:
-        RequestError: the target is a file, or a folder with something that is not of a bundle, or can't be written.
-    """
-    made: list[Path] = []
-    folder: Path | None = None
-    try:
-        _check_replaceable(target)
-        place = target.absolute()
-        _make_parents(place, made)
-        # Named before it is made, so that an interrupt in between leaves nothing either.
-        folder = place.parent / f".{place.name[:32]}.{secrets.token_hex(8)}"
-        folder.mkdir(mode=0o700)
-        yield folder
-        folder.chmod(0o777 & ~_umask())
-        _replace(folder, place)
-    except BaseException as error:
-        if folder is not None:
-            _remove(folder)
-        for parent in reversed(made):
-            with contextlib.suppress(OSError):
-                parent.rmdir()
-        if isinstance(error, OSError):
-            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-            problem = "the disk is full; free some space" if full else f"{error.strerror}; choose another --output"
-            raise RequestError(f"--output {target}: can't write there: {problem}") from error
-        raise
 
 
 def save_model(model: onnx.ModelProto, path: Path) -> None:
@@ -188,7 +154,7 @@ def save_model(model: onnx.ModelProto, path: Path) -> None:
             size_threshold=1024,
         )
         # onnx leaves it to its owner alone, and a web server may be another.
-        path.with_name(f"{path.name}.data").chmod(0o666 & ~_umask())
+        path.with_name(f"{path.name}.data").chmod(new_file_mode(0o666))
     else:
         path.write_bytes(model.SerializeToString(deterministic=True))
 
@@ -313,73 +279,3 @@ def _tensors(message: onnx.ModelProto | onnx.GraphProto | onnx.FunctionProto) ->
         yield from (attribute.t, *attribute.tensors)
         for graph in (attribute.g, *attribute.graphs):
             yield from _tensors(graph)
-
-
-def _check_replaceable(target: Path) -> None:
-    if target.is_symlink():
-        raise RequestError(f"--output {target}: is a symbolic link; name the folder that it leads to")
-    if target.exists() and not target.is_dir():
-        raise RequestError(f"--output {target}: is a file, and a bundle is a folder; choose another --output")
-    if target.is_dir() and Path.cwd().is_relative_to(target.absolute().resolve()):
-        raise RequestError(f"--output {target}: is the working folder or above it; name another")
-    if not target.is_dir():
-        return
-    if not os.access(target, os.W_OK):
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-    if not any(target.iterdir()):
-        return
-    if not (target / MANIFEST).is_file():
-        raise RequestError(f"--output {target}: holds files and no bundle; choose another --output")
-    try:
-        known = listed_files(target) | {MANIFEST}
-    except CheckError as error:
-        raise RequestError(f"--output {target}: holds a damaged bundle; remove it or choose another") from error
-    foreign = sorted(
-        path.relative_to(target).as_posix()
-        for path in target.rglob("*")
-        if (path.is_symlink() or not path.is_dir()) and path.relative_to(target).as_posix() not in known
-    )
-    if foreign:
-        raise RequestError(
-            f"--output {target}: holds {foreign[0]}, which is not of the bundle there; move it or choose another"
-        )
-
-
-def _make_parents(target: Path, made: list[Path]) -> None:
-    missing = [parent for parent in target.parents if not parent.exists()]
-    for parent in reversed(missing):
-        parent.mkdir()
-        made.append(parent)
-
-
-def _replace(folder: Path, target: Path) -> None:
-    """Moves a folder into a bundle's place; whatever happens, one of the two is there whole."""
-    if not target.exists():
-        folder.rename(target)
-        return
-    old = folder.with_name(f"{folder.name}.old")
-    try:
-        target.rename(old)
-        folder.rename(target)
-    except BaseException:
-        if old.exists():
-            if target.exists():
-                target.rename(folder)
-            old.rename(target)
-        raise
-    _remove(old)
-
-
-def _remove(folder: Path) -> None:
-    """Removes a folder even if it was made read-only."""
-    for path in (folder, *folder.rglob("*")):
-        if path.is_dir() and not path.is_symlink():
-            with contextlib.suppress(OSError):
-                path.chmod(0o700)
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

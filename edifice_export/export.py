@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 from edifice_reference.config import NUMERICS, OptionError
 from edifice_reference.registry import Architecture, get_architecture
 
-from .bundle import Bundle, hash_files, open_bundle, save_model, staging
+from .bundle import Bundle, hash_files, open_bundle, save_model
 from .defaults import DEFAULT_OPSET, OPSETS, TARGETS, TOLERANCE
 from .errors import CheckError, RequestError
 from .manifest import GRAPHS, MANIFEST, Manifest
 from .parity import Progress, recurrence_gap, verify
+from .staging import staging
 from .test_data import write_all_test_data
 from .torch_import import require_torch, small_model_threads
 

@@ -18,7 +18,8 @@ from .bundle import Bundle, save_model
 from .graphs import entry
 from .manifest import GraphEntry
 from .runtime.providers import open_session
-from .trace import export_program, scoped_names, translate
+from .trace import export_program, translate
+from .trace_names import scoped_names
 
 if TYPE_CHECKING:
     from torch import nn

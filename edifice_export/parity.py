@@ -17,21 +17,14 @@ import numpy as np
 from .bundle import Bundle, open_bundle
 from .defaults import TOLERANCE
 from .errors import RequestError
-from .report import Case, Report, compare
+from .report import Case, Report, Trial
 from .runtime.model import Model, load
 from .runtime.providers import all_providers, why_not_usable
-from .stream_parity import Trial, count_stream, run_stream
+from .stream_parity import count_stream, run_stream
 from .torch_import import SMALL, small_model_threads, why_no_torch
+from .window_parity import count_window, reference_prefixes, run_window
 
-__all__ = ["Progress", "prefix_lengths", "recurrence_gap", "verify"]
-
-BATCHES = (1, 2, 5)
-MAGNITUDES = (1e-20, 1e-3, 1e3, 1e6)
-EVERY_PREFIX = 256
-"""Windows up to this size are verified at every prefix length; of longer ones, at a sample unless asked for all."""
-
-_MAX_SCORES = 2**28
-"""Attention holds batch * heads * length^2 scores: beyond the window, and in batches, cases with more are left out."""
+__all__ = ["Progress", "recurrence_gap", "verify"]
 
 _MAX_AMPLIFIED = 0.25
 """Share of the cases that may be beyond the limit for rounding; weights with more of them need more than float32."""
@@ -132,16 +125,13 @@ def _plan(
 ) -> tuple[int, Generator[Trial, None, None]]:
     """How many comparisons there are, and the comparisons."""
     graphs, total, parts = bundle.manifest.graphs, 0, []
-    if "window" in graphs:
-        heads = getattr(reference.config, "num_heads", 1) if reference else 1
-        limited = graphs["window"].max_sequence is not None
-        sweeps = list(_sweeps(bundle.manifest.window_size, heads, every_prefix, limited)) if reference else []
-        total += len(graphs["window"].test_data) + sum(len(sweep.lengths) for sweep in sweeps)
-        parts.append(_run(bundle, models, reference, sweeps, tolerance))
     if "stream" in graphs:
-        total += count_stream(bundle, every_prefix, reference is not None)
         # First, as they are the most: progress is that of the first.
-        parts.insert(0, run_stream(bundle, models, reference, every_prefix, tolerance))
+        total += count_stream(bundle, every_prefix, reference is not None)
+        parts.append(run_stream(bundle, models, reference, every_prefix, tolerance))
+    if "window" in graphs:
+        total += count_window(bundle, reference, every_prefix)
+        parts.append(run_window(bundle, models, reference, every_prefix, tolerance))
     # Others than the CPU may not bear two runs at once.
     alone = set(models) != {"cpu"}
     return total * len(models), (trial for part in parts for trial in part) if alone else _side_by_side(parts)
@@ -164,86 +154,6 @@ def _side_by_side(parts: Sequence[Iterator[Trial]]) -> Generator[Trial, None, No
             stop.set()
 
 
-def prefix_lengths(window: int) -> list[int]:
-    """The prefix lengths of a window to verify unless all are asked for.
-
-    All of a window up to EVERY_PREFIX; else those up to half of that, the last 16, and 48 evenly between.
-    """
-    if window <= EVERY_PREFIX:
-        return list(range(1, window + 1))
-    start, last = EVERY_PREFIX // 2, window - 16
-    between = (start + (last - start) * step // 48 for step in range(1, 48))
-    return sorted({*range(1, start + 1), *between, *range(last + 1, window + 1)})
-
-
-@dataclasses.dataclass(frozen=True)
-class _Sweep:
-    """One random input and the prefixes of it to run."""
-
-    batch: int
-    seed: int
-    magnitude: float
-    lengths: list[int]
-
-
-def _sweeps(window: int, heads: int, every_prefix: bool, limited: bool) -> Iterator[_Sweep]:
-    prefixes = list(range(1, window + 1)) if every_prefix else prefix_lengths(window)
-    whole = len(prefixes) == window
-    beyond = [] if limited else [2 * window, _next_prime(2 * window + 1)]
-    for seed, batch in enumerate(BATCHES):
-        # Of a sample of a long window, a single entry runs all and batches a quarter.
-        lengths = prefixes if whole or batch == 1 else [*prefixes[::4], window]
-        wanted = [length for length in (*lengths, *beyond) if batch * heads * length**2 <= _MAX_SCORES]
-        yield _Sweep(batch, seed, 1.0, sorted({*wanted, window} if batch == 1 else wanted))
-    for seed, magnitude in enumerate(MAGNITUDES, len(BATCHES)):
-        yield _Sweep(1, seed, magnitude, sorted({1, min(2, window), (window + 1) // 2, window}))
-
-
-def _next_prime(number: int) -> int:
-    while any(number % divisor == 0 for divisor in range(2, math.isqrt(number) + 1)):
-        number += 1
-    return number
-
-
-def _run(
-    bundle: Bundle, models: Mapping[str, Model], reference: Any, sweeps: Sequence[_Sweep], tolerance: float
-) -> Iterator[Trial]:
-    """Every case of a plan, and what was fed."""
-    for folder, inputs, outputs in bundle.test_data("window"):
-        for provider, model in models.items():
-            sequence, expected = inputs[model.input.name], outputs[model.output.name].astype(np.float64)
-            given = _Sweep(sequence.shape[0], 0, 1.0, [sequence.shape[1]])
-            yield _judge(model(sequence), expected, tolerance, provider, folder, sequence.shape[1], given), sequence
-    width = int(bundle.manifest.graphs["window"].inputs[0].shape[-1])
-    for sweep in sweeps:
-        generator = np.random.default_rng(sweep.seed)
-        whole = generator.standard_normal((sweep.batch, max(sweep.lengths), width)) * sweep.magnitude
-        whole = whole.astype(np.float32)
-        outputs_of = _reference_prefixes(reference, whole)
-        for provider, model in models.items():
-            for length in sweep.lengths:
-                sequence = whole[:, :length]
-                expected = outputs_of[:, length - 1]
-                yield _judge(model(sequence), expected, tolerance, provider, "reference", length, sweep), sequence
-
-
-def _judge(
-    found: np.ndarray, expected: np.ndarray, tolerance: float, provider: str, source: str, length: int, sweep: _Sweep
-) -> Case:
-    return compare(
-        found,
-        expected,
-        tolerance,
-        graph="window",
-        provider=provider,
-        source=source,
-        batch=sweep.batch,
-        length=length,
-        seed=sweep.seed,
-        magnitude=sweep.magnitude,
-    )
-
-
 def _load_reference(bundle: Bundle) -> Any:
     """The float64 reference model of a bundle's weights, or None where torch can't be imported."""
     if why_no_torch() is not None:
@@ -251,19 +161,6 @@ def _load_reference(bundle: Bundle) -> Any:
     from .reference_model import reference_of
 
     return reference_of(bundle).double()
-
-
-def _reference_prefixes(reference: Any, sequence: np.ndarray) -> np.ndarray:
-    """The reference's output at every prefix, float64 [batch, sequence, hidden]."""
-    import torch
-
-    # Of long sequences one entry at a time, for memory.
-    size = len(sequence) if sequence.shape[1] <= EVERY_PREFIX else 1
-    entries = torch.tensor(sequence, dtype=torch.float64)
-    with torch.no_grad():
-        parts = [reference.forward_prefixes(entries[i : i + size]) for i in range(0, len(entries), size)]
-        result: np.ndarray = torch.cat(parts).numpy()
-    return result
 
 
 def _with_rounding(failed: Sequence[Trial], bundle: Bundle) -> list[Trial]:
@@ -327,7 +224,7 @@ def recurrence_gap(reference: Any, window: int) -> float | None:
     if exact is None:
         return None
     sequence = np.random.default_rng(0).standard_normal((1, window, reference.config.embed_dim)).astype(np.float32)
-    return float(np.abs(_reference_prefixes(reference, sequence) - _reference_prefixes(exact, sequence)).max())
+    return float(np.abs(reference_prefixes(reference, sequence) - reference_prefixes(exact, sequence)).max())
 
 
 def _diagnose(report: Report, bundle: Bundle, reference: Any, case: Case, sequence: np.ndarray) -> Report:

@@ -11,7 +11,7 @@ import numpy as np
 if TYPE_CHECKING:
     from .locate import Departure
 
-__all__ = ["ROUNDING_FACTOR", "Case", "Report", "compare", "describe_gap"]
+__all__ = ["ROUNDING_FACTOR", "Case", "Report", "Trial", "compare", "describe_gap"]
 
 ROUNDING_FACTOR = 4
 """How much further than torch's own float32 model a graph may be from float64, on inputs that amplify rounding."""
@@ -73,6 +73,10 @@ class Case:
     def __str__(self) -> str:
         inputs = f"seed {self.seed}, magnitude {self.magnitude:g}" if self.source == "reference" else self.source
         return f"{self.graph} on {self.provider}, batch {self.batch}, length {self.length}, {inputs}"
+
+
+Trial = tuple[Case, np.ndarray]
+"""A comparison, and the frames that led to it."""
 
 
 @dataclasses.dataclass(frozen=True)

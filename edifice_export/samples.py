@@ -8,9 +8,10 @@ from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
 
-from .bundle import open_bundle, staging
+from .bundle import open_bundle
 from .errors import RequestError
 from .manifest import MANIFEST
+from .staging import staging
 
 __all__ = ["SAMPLES", "Scaffold", "scaffold"]
 

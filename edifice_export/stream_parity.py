@@ -10,11 +10,11 @@ import numpy as np
 
 from .bundle import Bundle
 from .errors import CheckError
-from .report import Case, compare
+from .report import Trial, compare
 from .runtime.model import Model
 from .runtime.providers import ORT_ERRORS
 
-__all__ = ["Trial", "count_stream", "run_stream"]
+__all__ = ["count_stream", "run_stream"]
 
 WINDOWS = 10
 """Windows that a stream is followed for, frame by frame."""
@@ -29,9 +29,6 @@ BATCH = 3
 MAGNITUDES = (1e-3, 1e3, 1e6)
 AGAIN = 64
 """Most frames that are run again from a snapshot."""
-
-Trial = tuple[Case, np.ndarray]
-"""A comparison, and the frames that led to it."""
 
 
 @dataclasses.dataclass(frozen=True)

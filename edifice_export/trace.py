@@ -11,31 +11,24 @@ import gc
 import hashlib
 import inspect
 import logging
-import operator
-import re
 import warnings
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-import onnx
 import onnx_ir as ir
 import torch
-from onnxscript import values
 from torch import nn
 
-from edifice_reference import ops
-
 from .errors import CheckError
-from .functions.domain import EDIFICE
 from .specification import TensorSpec
+from .trace_names import rename
+from .translations import translations
 
 __all__ = [
     "check_other_sizes",
     "check_same_graph",
     "check_symbolic",
     "export_program",
-    "scoped_names",
     "trace",
     "translate",
 ]
@@ -72,7 +65,7 @@ def trace(
         check_other_sizes(program, module, inputs)
         translated = translate(program, inputs, opset, [spec.name for spec in outputs])
     assert translated.exported_program is not None
-    _rename(translated.model, scoped_names(translated.exported_program.graph), inputs, outputs)
+    rename(translated.model, translated.exported_program.graph, inputs, outputs)
     translated.model.graph.name = name
     check_symbolic(translated.model, inputs, outputs)
     return translated.model
@@ -142,7 +135,7 @@ def translate(
             program,
             dynamo=True,
             opset_version=opset,
-            custom_translation_table=_translations(),
+            custom_translation_table=translations(),
             input_names=[spec.name for spec in inputs],
             output_names=list(output_names),
             verbose=False,
@@ -218,27 +211,6 @@ def check_same_graph(first: torch.export.ExportedProgram, second: torch.export.E
         raise CheckError(f"the graph depends on the traced size: {counts[0]} nodes at one and {counts[1]} at another")
 
 
-def scoped_names(graph: torch.fx.Graph) -> dict[str, str]:
-    """A readable name for every value of a torch graph: its module's path, its operator, and a number if need be."""
-    names: dict[str, str] = {}
-    seen: Counter[str] = Counter()
-    for node in graph.nodes:
-        if node.op != "call_function":
-            continue
-        if node.target is operator.getitem:
-            # One of several outputs: named after what gives them.
-            names[node.name] = f"{names[node.args[0].name]}.{node.args[1]}"
-            continue
-        stack = list(node.meta.get("nn_module_stack", {}).values())
-        scope = stack[-1][0] if stack else ""
-        scope = "" if scope.startswith("_empty") else scope  # torch's mark for nodes that tracing itself added
-        kind = getattr(node.target, "__name__", str(node.target)).split(".")[0]
-        name = f"{scope}/{kind}" if scope else kind
-        seen[name] += 1
-        names[node.name] = name if seen[name] == 1 else f"{name}_{seen[name] - 1}"
-    return names
-
-
 def _fingerprint(program: torch.export.ExportedProgram) -> Iterator[tuple[str, ...]]:
     for node in program.graph.nodes:
         yield "node", node.name, node.op, str(node.target), str(node.args), str(node.kwargs)
@@ -246,130 +218,6 @@ def _fingerprint(program: torch.export.ExportedProgram) -> Iterator[tuple[str, .
         if isinstance(value, torch.Tensor):
             content = hashlib.sha256(value.contiguous().numpy(force=True).tobytes()).hexdigest()
             yield "constant", name, str(value.dtype), str(list(value.shape)), content
-
-
-def _rename(
-    model: ir.Model, scoped: Mapping[str, str], inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
-) -> None:
-    """Gives dimensions their declared symbols and nodes and values the names of where they come from."""
-    symbols = {
-        dim.value: str(symbol)
-        for spec, value in zip(inputs, model.graph.inputs, strict=True)
-        for symbol, dim in zip(spec.shape, value.shape or (), strict=True)
-        if isinstance(dim, ir.SymbolicDim) and dim.value is not None
-    }
-    taken: Counter[str] = Counter()
-
-    def unique(name: str) -> str:
-        taken[name] += 1
-        return name if taken[name] == 1 else f"{name}_{taken[name] - 1}"
-
-    declared = {spec.name for spec in (*inputs, *outputs)}
-    for node in model.graph:
-        node.name = unique(_source(node, scoped))
-        node.metadata_props.clear()
-        node.doc_string = None
-        for index, value in enumerate(node.outputs):
-            if value.name not in declared:
-                value.name = node.name if len(node.outputs) == 1 else f"{node.name}.{index}"
-        weight = node.inputs[1] if node.op_type == "MatMul" else None
-        if weight is not None and weight.is_initializer() and "." not in (weight.name or ""):
-            # torch keeps [out, in]; the exporter has folded the transpose that ONNX's MatMul needs.
-            weight.name = unique(f"{node.name.split('/')[0]}.weight_transposed")
-    for value in _values(model.graph):
-        value.metadata_props.clear()
-        if value.shape is not None:
-            value.shape = ir.Shape([_resymbol(dim, symbols) for dim in value.shape])
-    model.graph.metadata_props.clear()
-    model.metadata_props.clear()
-    model.producer_name = model.producer_version = None
-
-
-def _source(node: ir.Node, scoped: Mapping[str, str]) -> str:
-    """The scoped name of the torch value that `node` makes, or of the one that it helps to make, and its operator."""
-    for name in (node.outputs[0].name or "", (node.name or "").removeprefix("node_")):
-        if name in scoped:
-            return scoped[name].removesuffix(".0") if len(node.outputs) > 1 else scoped[name]
-    traced = re.match(r"%(\w+)", node.metadata_props.get("pkg.torch.onnx.fx_node", ""))
-    before = scoped.get(traced[1]) if traced else node.inputs[0].name if node.inputs and node.inputs[0] else None
-    return f"{before}/{node.op_type}" if before else node.op_type
-
-
-def _resymbol(dim: int | ir.SymbolicDim, symbols: Mapping[str, str]) -> int | ir.SymbolicDim:
-    if isinstance(dim, int) or dim.value is None:
-        return dim
-    return ir.SymbolicDim(re.sub(r"\b[a-z]\w*", lambda match: symbols.get(match[0], match[0]), dim.value))
-
-
-def _values(graph: ir.Graph) -> Iterator[ir.Value]:
-    yield from graph.inputs
-    yield from graph.initializers.values()
-    for node in graph:
-        yield from node.outputs
-
-
-def _translations() -> dict[Callable[..., Any], Callable[..., Any]]:
-    """For torch's exporter: every edifice op becomes a node of the same name in camel case."""
-    overloads = (getattr(getattr(torch.ops, ops.NAMESPACE), name).default for name in ops.OPS)
-    return {overload: _translation(overload) for overload in overloads}
-
-
-def _translation(overload: torch._ops.OpOverload) -> Callable[..., Any]:
-    arguments = overload._schema.arguments
-    tensors = [argument for argument in arguments if str(argument.type) in _PRESENCE]
-    attributes = {argument.name: str(argument.type) for argument in arguments if argument not in tensors}
-    name = "".join(part.capitalize() for part in overload._opname.split("_"))
-    schema = onnx.defs.OpSchema(
-        name,
-        EDIFICE.domain,
-        EDIFICE.version,
-        inputs=[
-            onnx.defs.OpSchema.FormalParameter(
-                tensor.name, _INTEGERS.get(tensor.name, "T"), param_option=_PRESENCE[str(tensor.type)]
-            )
-            for tensor in tensors
-        ],
-        outputs=[
-            onnx.defs.OpSchema.FormalParameter(f"output_{index}", "T") for index in range(len(overload._schema.returns))
-        ],
-        type_constraints=[("T", ["tensor(float)", "tensor(double)"], "")],
-        attributes=[onnx.defs.OpSchema.Attribute(name, _ATTRIBUTES[kind][1]) for name, kind in attributes.items()],
-    )
-    op = values.Op(EDIFICE, name, schema)
-
-    def translate(*args: Any, **kwargs: Any) -> Any:
-        # By name: a schema lists its attributes in alphabetical order, not in the torch op's.
-        given = dict(zip((argument.name for argument in arguments), args, strict=False)) | kwargs
-        found = [given.pop(tensor.name, None) for tensor in tensors]
-        return op(*(value for value in found if value is not None), **given)
-
-    # The exporter reads from the signature what is a tensor and what an attribute.
-    annotations = {name: _ATTRIBUTES[kind][0] for name, kind in attributes.items()}
-    translate.__name__ = name
-    translate.__annotations__ = annotations
-    translate.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-        [
-            inspect.Parameter(
-                argument.name,
-                inspect.Parameter.POSITIONAL_OR_KEYWORD,
-                annotation=annotations.get(argument.name, inspect.Parameter.empty),
-            )
-            for argument in arguments
-        ]
-    )
-    return translate
-
-
-_PRESENCE = {
-    "Tensor": onnx.defs.OpSchema.FormalParameterOption.Single,
-    "Optional[Tensor]": onnx.defs.OpSchema.FormalParameterOption.Optional,
-}
-"""Types of torch's schemas that are inputs; optional ones stand last, so that leaving them out moves no other."""
-
-_INTEGERS = {"position": "tensor(int64)"}
-"""Inputs that are not of the type that an op computes in."""
-
-_ATTRIBUTES = {"int": (int, onnx.defs.OpSchema.AttrType.INT), "float": (float, onnx.defs.OpSchema.AttrType.FLOAT)}
 
 
 @contextlib.contextmanager

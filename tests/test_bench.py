@@ -338,10 +338,10 @@ def test_the_benchmarks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
     measured = json.loads((tmp_path / "ops.json").read_text())["results"]
     for case in benchmark.CASES:
-        # Of each length one body is taken, and torch is there too, and the kernel if there is one.
+        # Of each length one body is taken, and torch is there too, and the rivals that there are.
         found = [result for result in measured if result["case"] == case.title]
         assert sum(result["is_chosen"] for result in found) == len(benchmark.QUICK)
         assert sum(result["kind"] == "torch" for result in found) >= len(benchmark.QUICK)
         for result in found:
             assert result["error"] <= benchmark.ALLOWED or result["kind"] == "torch"
-        assert any(result["kind"] == "kernel" for result in found) == (case.kernel is not None)
+        assert {result["contestant"] for result in found if result["kind"] == "rival"} == set(case.rivals)

@@ -23,12 +23,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import edifice_export as ee
-from edifice_export import parity
+from edifice_export import parity, window_parity
 from edifice_export.bundle import hash_files
 from edifice_export.functions.domain import EDIFICE, op
 from edifice_export.manifest import MANIFEST
-from edifice_export.parity import EVERY_PREFIX, prefix_lengths
 from edifice_export.report import Report, compare
+from edifice_export.window_parity import EVERY_PREFIX, prefix_lengths
 
 
 @pytest.fixture(scope="module")
@@ -83,15 +83,15 @@ def test_prefix_lengths_reach_from_one_to_the_window(window: int) -> None:
 
 
 def test_every_prefix_of_a_long_window_on_request() -> None:
-    for sweep in list(parity._sweeps(300, 4, every_prefix=True, limited=False))[:3]:
+    for sweep in list(window_parity._sweeps(300, 4, every_prefix=True, limited=False))[:3]:
         assert len(sweep.lengths) == 302
-    sampled = list(parity._sweeps(300, 4, every_prefix=False, limited=False))[:3]
+    sampled = list(window_parity._sweeps(300, 4, every_prefix=False, limited=False))[:3]
     assert sampled[0].lengths == [*prefix_lengths(300), 600, 601]
     assert all({300, 600} <= set(sweep.lengths) < set(sampled[0].lengths) for sweep in sampled[1:])
 
 
 def test_a_window_too_long_for_batches_is_verified_all_the_same() -> None:
-    sweeps = list(parity._sweeps(8192, 1024, every_prefix=False, limited=False))[:3]
+    sweeps = list(window_parity._sweeps(8192, 1024, every_prefix=False, limited=False))[:3]
     assert 8192 in sweeps[0].lengths
     assert all(sweep.lengths[0] == 1 for sweep in sweeps)
     assert all(sweep.batch * 1024 * max(sweep.lengths) ** 2 <= 2**28 for sweep in sweeps[1:])
