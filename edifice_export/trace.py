@@ -11,8 +11,9 @@ import gc
 import hashlib
 import inspect
 import logging
+import operator
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from typing import Any
 
 import onnx_ir as ir
@@ -38,6 +39,15 @@ _TRACED = (2, 7, 13)
 
 _LARGER, _SMALLER = (3, 11, 17), (5, 3, 4)
 """Sizes to compare: what was frozen may be the most or the least of something."""
+
+_TAKEN_WHOLE = {
+    torch.ops.aten.chunk.default,
+    torch.ops.aten.dropout.default,
+    torch.ops.aten.layer_norm.default,
+    torch.ops.aten.linear.default,
+    torch.ops.aten.sym_size.int,
+}
+"""Composite operators that torch's exporter has its own translation of."""
 
 _SAME = 1e-5
 """Most that rounding makes of two runs of the same operators, relative to the largest value."""
@@ -130,6 +140,7 @@ def translate(
     Raises:
         CheckError: there is no such graph in this opset.
     """
+    _decompose_if_needed(program)
     with _quiet():
         translated = torch.onnx.export(
             program,
@@ -143,6 +154,30 @@ def translate(
     if translated is None or translated.exported_program is None or translated.model.opset_imports[""] != opset:
         raise CheckError(f"torch's exporter could not make a graph of opset {opset}; try --opset 20")
     return translated
+
+
+def _decompose_if_needed(program: torch.export.ExportedProgram) -> None:
+    """Lets torch's exporter decompose `program` only where it has something to decompose.
+
+    torch traces the program again for it, a quarter of the time of a build. Of operators that have no decomposition,
+    or are left whole, and that change none of their inputs, it would make the same graph again.
+    """
+    decompose = program.run_decompositions
+
+    def run(table: dict[Any, Any] | None = None) -> torch.export.ExportedProgram:
+        targets = (node.target for node in program.graph.nodes if node.op == "call_function")
+        return program if all(_stays(target, table or {}) for target in targets) else decompose(table)
+
+    program.run_decompositions = run  # type: ignore[method-assign, assignment]
+
+
+def _stays(target: Any, table: Container[Any]) -> bool:
+    """Whether decomposing by this table leaves an operator, or one that the exporter takes, as it is."""
+    if target is operator.getitem or target in _TAKEN_WHOLE:
+        return True
+    if not isinstance(target, torch._ops.OpOverload) or target._schema.is_mutable or target in table:
+        return False
+    return not target.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd)
 
 
 def check_symbolic(model: ir.Model, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> None:

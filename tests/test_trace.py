@@ -7,7 +7,9 @@ import re
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import onnx
 import onnx_ir as ir
@@ -224,6 +226,60 @@ def test_a_good_module_runs_at_every_length() -> None:
     for batch, length in ((1, 1), (3, 5), (2, 100)):
         x = torch.randn(batch, length, 4)
         assert torch.equal(torch.from_numpy(session.run(None, {"x": x.numpy()})[0]), x[:, -1] * 2)
+
+
+class Applies(LoopOverTime):
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x * self.weight)
+
+
+AS_IT_IS = [
+    lambda x: torch.bmm(x.transpose(1, 2), x.sigmoid()).sum(2),
+    lambda x: torch.nn.functional.dropout(x, 0.5, training=False).chunk(2, -1)[0].sum(1).repeat(1, 2),
+    lambda x: torch.nn.functional.layer_norm(x, (4,))[:, -1],
+]
+DECOMPOSED = [
+    lambda x: torch.einsum("btc,bt->bc", x, x.softmax(1)[..., 0]),
+    lambda x: x.movedim(1, 0)[-1].unflatten(1, (2, 2)).swapaxes(1, 2).flatten(1),
+    lambda x: torch.nn.functional.scaled_dot_product_attention(*3 * [x[:, None]])[:, 0, -1],
+    lambda x: x.to(torch.float64).sum(1).float(),
+    lambda x: x.std(1),
+    lambda x: x.sum(1).mul_(2).add_(1),
+    lambda x: torch.cond(x.sum() > 0, lambda x: x.sum(1), lambda x: x.mean(1).exp(), (x,)),
+]
+
+
+@pytest.mark.parametrize(
+    ("function", "decomposed"), [*((f, False) for f in AS_IT_IS), *((f, True) for f in DECOMPOSED)]
+)
+def test_torch_decomposes_what_its_exporter_does_not_take(
+    function: Callable[[Tensor], Tensor], decomposed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count, decompose = Counter[str](), torch.export.ExportedProgram.run_decompositions
+
+    def counted(*args: Any) -> torch.export.ExportedProgram:
+        count["decompositions"] += 1
+        return decompose(*args)
+
+    monkeypatch.setattr(torch.export.ExportedProgram, "run_decompositions", counted)
+    module = Applies(function)
+    model = link(trace(module, [INPUT], [OUTPUT], 20))
+    assert count["decompositions"] == decomposed
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    for batch, length in ((1, 2), (3, 5), (2, 100)):
+        x = torch.randn(batch, length, 4)
+        found = torch.from_numpy(session.run(None, {"x": x.numpy()})[0])
+        torch.testing.assert_close(found, module(x).detach())
+
+
+@each_architecture
+def test_no_model_of_ours_is_decomposed(architecture: Architecture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.export.ExportedProgram, "run_decompositions", None)
+    traced.__wrapped__(architecture, "edifice", 1)
 
 
 def test_transposes_that_cancel_are_taken_out() -> None:
