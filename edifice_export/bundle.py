@@ -191,7 +191,7 @@ def _check_file(folder: Path, name: str, expected: FileEntry) -> None:
 
 def _check_there(folder: Path, name: str) -> None:
     if not (folder / name).is_file():
-        raise CheckError(f"bundle {folder}: {name} is missing; build the bundle again")
+        raise CheckError(f"bundle {folder}: {name} is missing; build or copy the bundle again")
 
 
 def _check_hash(folder: Path, name: str, expected: FileEntry, found: FileEntry) -> None:
