@@ -168,7 +168,7 @@ def _decompose_if_needed(program: torch.export.ExportedProgram) -> None:
         targets = (node.target for node in program.graph.nodes if node.op == "call_function")
         return program if all(_stays(target, table or {}) for target in targets) else decompose(table)
 
-    program.run_decompositions = run  # type: ignore[method-assign, assignment]
+    program.run_decompositions = run
 
 
 def _stays(target: Any, table: Container[Any]) -> bool:
