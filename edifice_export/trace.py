@@ -137,6 +137,8 @@ def translate(
 ) -> torch.onnx.ONNXProgram:
     """torch's exporter: a torch graph's ONNX graph, and the torch graph in the operators that it was made from.
 
+    The latter may be `program` itself, changed in place: it is not to be translated twice.
+
     Raises:
         CheckError: there is no such graph in this opset.
     """
@@ -166,7 +168,9 @@ def _decompose_if_needed(program: torch.export.ExportedProgram) -> None:
 
     def run(table: dict[Any, Any] | None = None) -> torch.export.ExportedProgram:
         targets = (node.target for node in program.graph.nodes if node.op == "call_function")
-        return program if all(_stays(target, table or {}) for target in targets) else decompose(table)
+        # Without a table torch decomposes by one of its own.
+        as_it_is = table is not None and all(_stays(target, table) for target in targets)
+        return program if as_it_is else decompose(table)
 
     program.run_decompositions = run
 

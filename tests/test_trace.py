@@ -24,8 +24,9 @@ import edifice_export as ee
 from edifice_export.errors import CheckError
 from edifice_export.graphs import entry, signature, state_specs
 from edifice_export.link import link
+from edifice_export.manifest import GRAPHS
 from edifice_export.specification import TensorSpec
-from edifice_export.trace import check_same_graph, check_symbolic, export_program, trace
+from edifice_export.trace import check_same_graph, check_symbolic, export_program, trace, translate
 from edifice_reference.layers import initialize
 from edifice_reference.registry import ARCHITECTURES, Architecture
 
@@ -276,10 +277,20 @@ def test_torch_decomposes_what_its_exporter_does_not_take(
         torch.testing.assert_close(found, module(x).detach())
 
 
+@pytest.mark.parametrize("graph", GRAPHS)
 @each_architecture
-def test_no_model_of_ours_is_decomposed(architecture: Architecture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_model_of_ours_is_decomposed(
+    architecture: Architecture, graph: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(torch.export.ExportedProgram, "run_decompositions", None)
-    traced.__wrapped__(architecture, "edifice", 1)
+    traced.__wrapped__(architecture, "standard", 1, graph)
+
+
+def test_without_a_table_torch_decomposes_by_its_own() -> None:
+    program = export_program(Applies(AS_IT_IS[2]), [INPUT])
+    translate(program, [INPUT], 20)
+    assert "aten.layer_norm.default" in str(program.graph)
+    assert "aten.layer_norm.default" not in str(program.run_decompositions().graph)
 
 
 def test_transposes_that_cancel_are_taken_out() -> None:
