@@ -65,8 +65,9 @@ def _open(folder: Path) -> _Reader:
 class _Reader:
     """Takes typed fields out of JSON; says which field of which bundle is wrong."""
 
-    def __init__(self, folder: Path, content: Any, place: str) -> None:
+    def __init__(self, folder: Path, content: Any, place: str, root: Path | None = None) -> None:
         self.folder, self.content, self.place = folder, content, place
+        self.root = folder.resolve() if root is None else root
         if not isinstance(content, dict):
             raise self.error(f"{place} is not a JSON object")
 
@@ -94,13 +95,16 @@ class _Reader:
         pure = PurePosixPath(path)
         if pure.is_absolute() or ".." in pure.parts:
             raise self.error(f"the path {path!r} leaves the bundle")
-        if not (self.folder / pure).resolve().is_relative_to(self.folder.resolve()):
+        if not (self.folder / pure).resolve().is_relative_to(self.root):
             raise self.error(f"the path {path!r} leaves the bundle through a link")
         return path
 
     def each(self, name: str) -> dict[str, _Reader]:
         found: dict[str, Any] = self.take(name, dict)
-        return {key: _Reader(self.folder, value, f"{name} {key!r}") for key, value in found.items()}
+        return {key: self.part(value, f"{name} {key!r}") for key, value in found.items()}
+
+    def part(self, content: Any, place: str) -> _Reader:
+        return _Reader(self.folder, content, place, self.root)
 
 
 def _parse(reader: _Reader) -> Manifest:
@@ -161,10 +165,10 @@ def _check_meaning(manifest: Manifest, reader: _Reader) -> None:
             raise reader.error(f"{path!r} is used and not listed under files")
     if manifest.numerics not in NUMERICS:
         raise reader.error(f"numerics {manifest.numerics!r:.60} is not {' or '.join(NUMERICS)}")
-    window = _Reader(reader.folder, manifest.options, "options").take("window_size", int)
+    window = reader.part(manifest.options, "options").take("window_size", int)
     if not 1 <= window <= MAX_WINDOW:
         raise reader.error(f"window_size {window} is not 1 to {MAX_WINDOW}")
-    tolerance = _Reader(reader.folder, manifest.parity, "parity").take("tolerance", float)
+    tolerance = reader.part(manifest.parity, "parity").take("tolerance", float)
     if not 0 < tolerance < math.inf:
         raise reader.error(f"the tolerance {tolerance} is not positive")
     _check_graphs(manifest, reader)
@@ -234,7 +238,7 @@ def _parse_graph(reader: _Reader) -> GraphEntry:
 def _parse_test_sequence(reader: _Reader) -> SequenceEntry | None:
     if reader.content.get("test_sequence") is None:
         return None
-    entry = _Reader(reader.folder, reader.content["test_sequence"], f"the test sequence of {reader.place}")
+    entry = reader.part(reader.content["test_sequence"], f"the test sequence of {reader.place}")
     inputs, outputs = (
         tuple(_parse_tensor(entry, tensor) for tensor in entry.take(kind, list)) for kind in ("inputs", "outputs")
     )
@@ -266,7 +270,7 @@ def _parse_limit(reader: _Reader) -> int | None:
 
 
 def _parse_tensor(reader: _Reader, content: Mapping[str, Any]) -> TensorSpec:
-    entry = _Reader(reader.folder, content, f"a tensor of {reader.place}")
+    entry = reader.part(content, f"a tensor of {reader.place}")
     shape = entry.take("shape", list)
     if not shape or not all(isinstance(dim, str) or (type(dim) is int and dim > 0) for dim in shape):
         raise entry.error(f"the shape {shape!r:.60} should hold positive sizes and symbols only")

@@ -48,6 +48,7 @@ HELPERS: dict[str, Body] = {
         diagonal_scan,
         fft_conv,
         linear_scan,
+        selective_scan,
         sliding_attention,
     )
     for name, value in vars(module).items()

@@ -111,6 +111,14 @@ def SelectiveScanState(x, delta, a, b, c, initial):
 
 
 @script(EDIFICE, default_opset=op)
+def SumOfFrames(x):
+    """The sum over time, [batch, 1, channels], as a product: ONNX Runtime's ReduceSum is several times slower there."""
+    one = op.CastLike(op.Constant(value_float=1.0), x)
+    units = op.Constant(value_ints=[1, 1])
+    return op.MatMul(op.Expand(one, op.Concat(units, op.Shape(x, start=1, end=2), axis=0)), x)
+
+
+@script(EDIFICE, default_opset=op)
 def SelectiveScanLast(x, delta, a, b, c, initial):
     """One read-out, the last frame's, of all frames at once: what is left of a frame depends on the steps after it."""
     one = op.Constant(value_int=1)
@@ -119,9 +127,8 @@ def SelectiveScanLast(x, delta, a, b, c, initial):
     after = op.Unsqueeze(op.CumSum(delta, one, exclusive=1, reverse=1), op.Constant(value_ints=[2]))
     read = op.Unsqueeze(b * c, op.Constant(value_ints=[2]))
     weights = op.Squeeze(op.MatMul(read, op.Exp(after * rates)), op.Constant(value_ints=[2]))
-    whole = op.ReduceSum(delta, axis1)
-    left = op.Exp(whole * rates) * initial
-    y = op.ReduceSum(weights * x, axis1) + op.MatMul(c, left)
+    left = op.Exp(SumOfFrames(delta) * rates) * initial
+    y = SumOfFrames(weights * x) + op.MatMul(c, left)
     each = op.Exp(after * rates) * op.Unsqueeze(x, op.Constant(value_ints=[2]))
     added = op.ReduceSum(each * op.Unsqueeze(b, op.Constant(value_ints=[3])), axis1, keepdims=0)
     return y, added + left
@@ -148,8 +155,8 @@ def SelectiveScanPowers(x, delta, a, b, c, initial):
     weights, _left = op.Scan(
         nothing, left, read, body=step, num_scan_inputs=1, scan_input_axes=[2], scan_input_directions=[1]
     )
-    past = op.Exp(op.ReduceSum(delta, axis1) * rates) * initial
-    y = op.ReduceSum(weights * x, axis1) + op.MatMul(c, past)
+    past = op.Exp(SumOfFrames(delta) * rates) * initial
+    y = SumOfFrames(weights * x) + op.MatMul(c, past)
     after = op.Unsqueeze(op.CumSum(delta, one, exclusive=1, reverse=1), op.Constant(value_ints=[2]))
     each = op.Exp(after * rates) * op.Unsqueeze(x, op.Constant(value_ints=[2]))
     added = op.ReduceSum(each * op.Unsqueeze(b, op.Constant(value_ints=[3])), axis1, keepdims=0)
