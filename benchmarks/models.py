@@ -4,9 +4,9 @@
     python benchmarks/models.py hymba --quick   a tiny model, to see that it works; printed alone, without --output
 
 It builds bundles in a temporary folder, measures each beside all alternatives at the default window and frame by frame,
-and beside torch alone in windows up to 1,024 frames, where the others take too long to make; and how long it takes to
-build a bundle by command, and to load one in a new process. It prints the tables and writes models.md (the tables),
-models.json (all results, and the machine) and models.png.
+and beside torch alone in windows up to 1,024 frames, where the others take too long to make; where the time of a window
+goes; how long it takes to build a bundle by command, and to load one in a new process. It prints the tables and writes
+models.md (the tables), models.json (all results, and the machine) and models.png.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from request import heading, read_request
+from shares import KINDS, shares
 
 import edifice_export as ee
 from edifice_export.benchmark.plot import draw_frames, draw_lengths, draw_memory, new_figure, save
@@ -46,6 +47,11 @@ ee.load(sys.argv[1], threads=1)
 print(time.perf_counter() - start)
 """
 LOADS = 5
+PROFILED = 30
+"""Runs of each window with ONNX Runtime's profiler."""
+
+
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +64,7 @@ class Measured:
         size: bytes of the window graph.
         short: times at the default window and frame by frame.
         growth: times in windows of growing length.
+        shares: milliseconds of each kind, in the default window and in the longest.
     """
 
     build_s: float
@@ -65,6 +72,7 @@ class Measured:
     size: int
     short: ee.BenchReport
     growth: ee.BenchReport
+    shares: dict[int, dict[str, float]]
 
 
 def measure(name: str, quick: bool, folder: Path) -> Measured:
@@ -82,16 +90,18 @@ def measure(name: str, quick: bool, folder: Path) -> Measured:
     window, size = bundle.manifest.window_size, bundle.manifest.files[graph.model].size
     short = ee.bench(bundle, length=[window], against=["eager", "compile", "plain-onnx"], **one)
     if graph.max_sequence is None:
-        growth = ee.bench(bundle, graph="window", length=lengths, against=["eager"], **one)
-        return Measured(build_s, load_ms, size, short, growth)
-    # A graph that is made for one window costs that window whatever it is given: one for each length.
-    parts = []
-    for length in lengths:
-        output = folder / f"{name}_{length}"
-        made = ee.build(name, output=output, graph="window", **options | {"window_size": length})
-        parts.append(ee.bench(made, graph="window", against=["eager"], length=[length], **one))
-    growth = dataclasses.replace(parts[0], results=[result for part in parts for result in part.results])
-    return Measured(build_s, load_ms, size, short, growth)
+        growth, longest = ee.bench(bundle, graph="window", length=lengths, against=["eager"], **one), bundle
+    else:
+        # A graph that is made for one window costs that window whatever it is given: one for each length.
+        parts = []
+        for length in lengths:
+            output = folder / f"{name}_{length}"
+            longest = ee.build(name, output=output, graph="window", **options | {"window_size": length})
+            parts.append(ee.bench(longest, graph="window", against=["eager"], length=[length], **one))
+        growth = dataclasses.replace(parts[0], results=[result for part in parts for result in part.results])
+    sizes = ((window, bundle), (max(lengths), longest))
+    parted = {length: shares(made.path / graph.model, length, 5 if quick else PROFILED) for length, made in sizes}
+    return Measured(build_s, load_ms, size, short, growth, parted)
 
 
 def _run(code: str, *arguments: str) -> str:
@@ -113,13 +123,17 @@ def tables(models: dict[str, Measured], long: int) -> str:
     parts.append(
         _table("Windows of growing length, milliseconds", head, models, lambda model: _growth_row(model, long))
     )
+    for length in next(iter(models.values())).shares:
+        title = f"Where the time of a window of {length} frames goes, by ONNX Runtime's profiler, milliseconds"
+        rows = {name: model.shares[length] for name, model in models.items()}
+        parts.append(_table(title, ["model", *KINDS], rows, _shares_row))
     parts.append(_table("What the first run of one adds to memory, MiB", head[:-3], models, _memory_row))
     head = ["model", "build, s", "window graph, MB", "load, ms"]
     parts.append(_table("Setting up", head, models, _set_up_row))
     return "\n".join(parts)
 
 
-def _table(title: str, head: list[str], models: dict[str, Measured], row: Callable[[Measured], list[str]]) -> str:
+def _table(title: str, head: list[str], models: dict[str, T], row: Callable[[T], list[str]]) -> str:
     rows = [head, ["---", *["---:"] * (len(head) - 1)], *([name, *row(model)] for name, model in models.items())]
     return "\n".join([f"{title}:", "", *(f"| {' | '.join(cells)} |" for cells in rows), ""])
 
@@ -145,6 +159,10 @@ def _growth_row(model: Measured, long: int) -> list[str]:
     ours = [result for result in model.growth.results if result.contestant == "bundle"]
     others = (_found(model.growth, "window", name, length=long) for name in ("products", "ort-products", "eager"))
     return [f"{result.median_ms:.1f}" for result in (*ours, *others)]
+
+
+def _shares_row(milliseconds: dict[str, float]) -> list[str]:
+    return [f"{milliseconds[kind]:.1f}" for kind in KINDS]
 
 
 def _memory_row(model: Measured) -> list[str]:
@@ -180,7 +198,8 @@ def _draw(models: dict[str, Measured], path: Path) -> None:
 
 def _described(model: Measured) -> dict[str, Any]:
     set_up = {"build_s": model.build_s, "load_ms": model.load_ms, "window_bytes": model.size}
-    return {"set_up": set_up, "default": _plain(model.short), "lengths": _plain(model.growth)}
+    parts = {"set_up": set_up, "default": _plain(model.short), "lengths": _plain(model.growth)}
+    return {**parts, "shares_ms": model.shares}
 
 
 def _plain(report: ee.BenchReport) -> dict[str, Any]:

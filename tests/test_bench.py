@@ -26,6 +26,7 @@ from edifice_export.benchmark.contestants import Subject
 from edifice_export.benchmark.footprint import footprint
 from edifice_export.benchmark.plan import Point, plan
 from edifice_export.benchmark.products import products
+from edifice_export.functions import LOWERINGS
 from edifice_export.reference_model import reference_of
 from edifice_export.trace import export_program
 from edifice_reference import ops
@@ -318,6 +319,20 @@ def test_plain_definitions_are_put_back(any_bundle: ee.Bundle) -> None:
     assert any("edifice" in str(node.target) for node in export_program(subject.reference, [spec]).graph.nodes)
 
 
+def test_shares_of_a_window(any_bundle: ee.Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
+    import shares
+
+    path = any_bundle.path / any_bundle.manifest.graphs["window"].model
+    assert tuple(shares.shares(path, 3, 2)) == shares.KINDS
+    functions = onnx.load(path, load_external_data=False).functions
+    ops = shares._ops_of_functions(functions)
+    assert ops.keys() == {function.name for function in functions}
+    assert set(ops.values()) <= LOWERINGS.keys()
+    outer, inner, after = ({"ts": start, "dur": length} for start, length in ((0, 10), (3, 7), (10, 5)))
+    assert list(shares._outermost([inner, after, outer])) == [(outer, 1), (after, 0)]
+
+
 @pytest.mark.slow
 def test_the_benchmarks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = Path(__file__).parents[1] / "benchmarks"
@@ -332,6 +347,9 @@ def test_the_benchmarks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     written = json.loads((tmp_path / "models.json").read_text())
     assert list(written["models"]) == ["h3", "hyena", "hymba", "ss_transformer"]
     assert str(Path.home()) not in (tmp_path / "models.json").read_text()
+    for model in written["models"].values():
+        assert list(model["shares_ms"]) == ["7", "28"]
+        assert all(sum(shares.values()) > 0 for shares in model["shares_ms"].values())
 
     monkeypatch.syspath_prepend(folder)
     import ops as benchmark
