@@ -23,7 +23,7 @@ from torch import nn
 from .errors import CheckError
 from .specification import TensorSpec
 from .trace_names import rename
-from .translations import translations
+from .translations import parsed_once, translations
 
 __all__ = [
     "check_other_sizes",
@@ -143,7 +143,7 @@ def translate(
         CheckError: there is no such graph in this opset.
     """
     _decompose_if_needed(program)
-    with _quiet():
+    with _quiet(), parsed_once():
         translated = torch.onnx.export(
             program,
             dynamo=True,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import onnx
@@ -14,13 +16,31 @@ from edifice_reference import ops
 
 from .functions.domain import EDIFICE
 
-__all__ = ["translations"]
+__all__ = ["parsed_once", "translations"]
 
 
 def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
     """For torch's exporter: every edifice op becomes a node of the same name in camel case."""
     overloads = (getattr(getattr(torch.ops, ops.NAMESPACE), name).default for name in ops.OPS)
     return {overload: _translation(overload) for overload in overloads}
+
+
+@contextlib.contextmanager
+def parsed_once() -> Iterator[None]:
+    """Keeps what onnxscript reads in the source of torch's own translations.
+
+    torch's exporter asks for all of them in every export, and onnxscript parses each anew: a tenth of a build.
+    """
+    before = _TRACED.function_ir
+    _TRACED.function_ir = property(_parsed)
+    try:
+        yield
+    finally:
+        _TRACED.function_ir = before
+
+
+_TRACED: Any = values.TracedOnnxFunction
+_parsed = functools.cache(_TRACED.function_ir.fget)
 
 
 def _translation(overload: torch._ops.OpOverload) -> Callable[..., Any]:

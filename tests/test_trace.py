@@ -18,6 +18,7 @@ import pytest
 import torch
 from conftest import TINY
 from lowered import nodes
+from onnxscript import values
 from torch import Tensor, nn
 
 import edifice_export as ee
@@ -27,6 +28,7 @@ from edifice_export.link import link
 from edifice_export.manifest import GRAPHS
 from edifice_export.specification import TensorSpec
 from edifice_export.trace import check_same_graph, check_symbolic, export_program, trace, translate
+from edifice_export.translations import parsed_once
 from edifice_reference.layers import initialize
 from edifice_reference.registry import ARCHITECTURES, Architecture
 
@@ -305,3 +307,17 @@ def test_transposes_that_cancel_are_taken_out() -> None:
 
     same = TensorSpec("y", "float32", ("batch", "sequence", 4))
     assert [node.op_type for node in trace(Turning(), [INPUT], [same], 20).graph] == ["Mul"]
+
+
+def _double(x):  # type: ignore[no-untyped-def]
+    return x + x
+
+
+def test_torchs_translations_are_parsed_once() -> None:
+    translation = values.TracedOnnxFunction(values.Opset("test", 1), _double)
+    before = values.TracedOnnxFunction.function_ir
+    with parsed_once():
+        assert translation.function_ir is translation.function_ir
+        assert str(translation.function_ir) == str(before.fget(translation))
+    assert values.TracedOnnxFunction.function_ir is before
+    assert translation.function_ir is not translation.function_ir
