@@ -1,6 +1,6 @@
 """All benchmarks: what the four models cost, and every body of every edifice op alone.
 
-    python benchmarks                           both, with default sizes: about fifteen minutes
+    python benchmarks                           both, with default sizes: about a quarter of an hour
     python benchmarks --quick                   tiny models and short sequences, to see that it works; printed alone
 
 It needs matplotlib: the extra `bench`. models.py and ops.py say what is measured, and run alone too.

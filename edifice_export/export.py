@@ -216,7 +216,7 @@ def _write_manifest(folder: Path, manifest: Manifest) -> None:
 
 def _verify(folder: Path, name: str, progress: Progress | None) -> None:
     """Verifies what was written, as it was written, on the CPU, and notes the result in its manifest."""
-    bundle = open_bundle(folder)
+    bundle = open_bundle(folder, whole=False)  # each file is checked as it is read
     report = verify(bundle, ["cpu"], progress=progress)
     if not report.passed:
         raise CheckError(f"{name} was not written: {report.summary()}")
