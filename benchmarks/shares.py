@@ -32,7 +32,8 @@ def shares(path: Path, length: int, runs: int) -> dict[str, float]:
 
     The profiler takes longer than many nodes do. What it adds to a run is known from runs without it, taken in turn;
     each node that a loop holds is taken to have added as much. What it adds to a node's own time is what nodes that
-    compute nothing (`Shape`) seem to take. Small shares are rough, then, and what is missing is in the rest.
+    compute nothing (`Shape`) seem to take. Small shares are rough, then, and what is missing is in the rest; of a tiny
+    model, most of whose time is the profiler's, they say nothing, and may be below zero.
 
     Args:
         path: the window graph.

@@ -31,16 +31,16 @@ def parsed_once() -> Iterator[None]:
 
     torch's exporter asks for all of them in every export, and onnxscript parses each anew: a tenth of a build.
     """
-    before = _TRACED.function_ir
     _TRACED.function_ir = property(_parsed)
     try:
         yield
     finally:
-        _TRACED.function_ir = before
+        _TRACED.function_ir = _PARSES
 
 
 _TRACED: Any = values.TracedOnnxFunction
-_parsed = functools.cache(_TRACED.function_ir.fget)
+_PARSES = _TRACED.function_ir
+_parsed = functools.cache(_PARSES.fget)
 
 
 def _translation(overload: torch._ops.OpOverload) -> Callable[..., Any]:

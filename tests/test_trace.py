@@ -316,7 +316,7 @@ def _double(x):  # type: ignore[no-untyped-def]
 def test_torchs_translations_are_parsed_once() -> None:
     translation = values.TracedOnnxFunction(values.Opset("test", 1), _double)
     before = values.TracedOnnxFunction.function_ir
-    with parsed_once():
+    with parsed_once(), parsed_once():
         assert translation.function_ir is translation.function_ir
         assert str(translation.function_ir) == str(before.fget(translation))
     assert values.TracedOnnxFunction.function_ir is before
