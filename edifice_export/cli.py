@@ -293,7 +293,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
     sys.unraisablehook = _report_unraisable
-    # At the end Python would look for cycles among all that torch made, which takes a second.
+    # Python would look for cycles among all that torch makes, again and again: two seconds of a build, one at the end.
+    gc.set_threshold(50_000, 20, 100)
     atexit.register(gc.freeze)
     try:
         status = app(given or ["--help"], prog_name="edifice-export", standalone_mode=False) or 0

@@ -58,11 +58,11 @@ class _Plan:
         return max(self.steps, *(place + AFTER for place in self.handovers))
 
 
-def count_stream(bundle: Bundle, every_frame: bool, with_reference: bool) -> int:
+def count_stream(bundle: Bundle, reference: Any, every_frame: bool) -> int:
     """How many comparisons run_stream makes for each provider."""
     graphs = bundle.manifest.graphs
     sets = len(graphs["stream"].test_data) + len(graphs["prefill"].test_data) + (bundle.test_sequence() is not None)
-    if not with_reference:
+    if reference is None:
         return sets
     window = bundle.manifest.window_size
     plan = _Plan.of(window, every_frame)
@@ -74,8 +74,8 @@ def count_stream(bundle: Bundle, every_frame: bool, with_reference: bool) -> int
 
 def run_stream(
     bundle: Bundle, models: Mapping[str, Model], reference: Any, every_frame: bool, tolerance: float
-) -> Iterator[Trial]:
-    """Every comparison of the stream and prefill graphs.
+) -> Iterator[Iterator[Trial]]:
+    """Every comparison of the stream and prefill graphs, as jobs that only run ONNX Runtime, see run_window.
 
     Args:
         bundle: with a stream.
@@ -85,7 +85,7 @@ def run_stream(
         tolerance: see defaults.TOLERANCE.
     """
     for provider, model in models.items():
-        yield from _run_test_data(bundle, model, provider, tolerance)
+        yield _run_test_data(bundle, model, provider, tolerance)
     if reference is None:
         return
     plan = _Plan.of(bundle.manifest.window_size, every_frame)
@@ -93,20 +93,18 @@ def run_stream(
     expected = _expected(reference, sequence)
     for provider, model in models.items():
         judge = _Judge(provider, tolerance, sequence)
-        yield from _run_steps(model, judge, expected, plan.steps)
-        yield from _run_handovers(model, judge, expected, plan.handovers)
-    for magnitude in MAGNITUDES:
-        sequence = _sequence(bundle, 1, AFTER) * np.float32(magnitude)
-        expected = _expected(reference, sequence)
-        for provider, model in models.items():
-            judge, stream = _Judge(provider, tolerance, sequence, magnitude), model.stream(1)
-            for t in range(AFTER):
-                yield judge("stream", "reference", t + 1, stream.step(sequence[:, t]), expected[:, t])
+        yield _run_steps(model, judge, expected, plan.steps)
+        yield _run_handovers(model, judge, expected, plan.handovers)
     sequence = _sequence(bundle, BATCH, plan.batch_frames)
     expected = _expected(reference, sequence)
     fresh = _expected(reference, sequence[:1, plan.batch_frames // 2 :])
     for provider, model in models.items():
-        yield from _run_batch(model, _Judge(provider, tolerance, sequence), expected, fresh)
+        yield _run_batch(model, _Judge(provider, tolerance, sequence), expected, fresh)
+    for magnitude in MAGNITUDES:
+        sequence = _sequence(bundle, 1, AFTER) * np.float32(magnitude)
+        expected = _expected(reference, sequence)
+        for provider, model in models.items():
+            yield _run_start(model, _Judge(provider, tolerance, sequence, magnitude), expected)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,6 +149,13 @@ def _run_steps(model: Model, judge: _Judge, expected: np.ndarray, steps: int) ->
     again = np.stack([stream.step(sequence[:, t]) for t in range(half, last)])
     case, frames = judge("stream", "snapshot", last, again, np.stack(outputs[half:last]))
     yield dataclasses.replace(case, limit=0.0), frames
+
+
+def _run_start(model: Model, judge: _Judge, expected: np.ndarray) -> Iterator[Trial]:
+    """Frame by frame against the reference."""
+    stream = model.stream(1)
+    for t in range(judge.sequence.shape[1]):
+        yield judge("stream", "reference", t + 1, stream.step(judge.sequence[:, t]), expected[:, t])
 
 
 def _run_handovers(model: Model, judge: _Judge, expected: np.ndarray, handovers: tuple[int, ...]) -> Iterator[Trial]:

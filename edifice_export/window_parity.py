@@ -32,8 +32,8 @@ def count_window(bundle: Bundle, reference: Any, every_prefix: bool) -> int:
 
 def run_window(
     bundle: Bundle, models: Mapping[str, Model], reference: Any, every_prefix: bool, tolerance: float
-) -> Iterator[Trial]:
-    """Every comparison of the window graph.
+) -> Iterator[Iterator[Trial]]:
+    """Every comparison of the window graph, as jobs that only run ONNX Runtime: the reference comes before each.
 
     Args:
         bundle: with a window graph.
@@ -42,22 +42,31 @@ def run_window(
         every_prefix: run every prefix length even of a window above EVERY_PREFIX frames.
         tolerance: see defaults.TOLERANCE.
     """
-    for folder, inputs, outputs in bundle.test_data("window"):
-        for provider, model in models.items():
-            sequence, expected = inputs[model.input.name], outputs[model.output.name].astype(np.float64)
-            given = _Sweep(sequence.shape[0], 0, 1.0, [sequence.shape[1]])
-            yield _judge(model(sequence), expected, tolerance, provider, folder, sequence.shape[1], given), sequence
+    for provider, model in models.items():
+        yield _run_test_data(bundle, model, provider, tolerance)
     width = int(bundle.manifest.graphs["window"].inputs[0].shape[-1])
     for sweep in _sweeps_of(bundle, reference, every_prefix):
         generator = np.random.default_rng(sweep.seed)
         whole = generator.standard_normal((sweep.batch, max(sweep.lengths), width)) * sweep.magnitude
         whole = whole.astype(np.float32)
-        outputs_of = reference_prefixes(reference, whole)
+        expected = reference_prefixes(reference, whole)[:, [length - 1 for length in sweep.lengths]]
         for provider, model in models.items():
-            for length in sweep.lengths:
-                sequence = whole[:, :length]
-                expected = outputs_of[:, length - 1]
-                yield _judge(model(sequence), expected, tolerance, provider, "reference", length, sweep), sequence
+            yield _run_sweep(model, provider, tolerance, sweep, whole, expected)
+
+
+def _run_test_data(bundle: Bundle, model: Model, provider: str, tolerance: float) -> Iterator[Trial]:
+    for folder, inputs, outputs in bundle.test_data("window"):
+        sequence, expected = inputs[model.input.name], outputs[model.output.name].astype(np.float64)
+        given = _Sweep(sequence.shape[0], 0, 1.0, [sequence.shape[1]])
+        yield _judge(model(sequence), expected, tolerance, provider, folder, sequence.shape[1], given), sequence
+
+
+def _run_sweep(
+    model: Model, provider: str, tolerance: float, sweep: _Sweep, whole: np.ndarray, expected: np.ndarray
+) -> Iterator[Trial]:
+    for index, length in enumerate(sweep.lengths):
+        sequence = whole[:, :length]
+        yield _judge(model(sequence), expected[:, index], tolerance, provider, "reference", length, sweep), sequence
 
 
 def prefix_lengths(window: int) -> list[int]:

@@ -186,7 +186,7 @@ def test_verify_of_a_bundle_that_may_only_be_read(capfd: Capture, bot: Path) -> 
 
 
 @pytest.mark.parametrize("old", [True, False])
-@pytest.mark.parametrize("step", ["write_all_test_data", "_verify"])
+@pytest.mark.parametrize("step", ["write_all_test_data", "_write_graph", "_parity_of"])
 def test_interrupted(capfd: Capture, bot: Path, monkeypatch: pytest.MonkeyPatch, step: str, old: bool) -> None:
     if not old:
         shutil.rmtree(bot)

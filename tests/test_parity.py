@@ -23,7 +23,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import edifice_export as ee
-from edifice_export import parity, window_parity
+from edifice_export import window_parity
 from edifice_export.bundle import hash_files
 from edifice_export.functions.domain import EDIFICE, op
 from edifice_export.manifest import MANIFEST
@@ -322,12 +322,12 @@ def test_what_float32_cannot_reach_is_counted_and_held_to_torchs_own_error(tmp_p
 
 
 def test_a_single_wrong_case_is_not_taken_for_rounding(bundle: ee.Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = parity.Model.__call__
+    real = ee.Model.__call__
 
     def wrong_at_one_length(self: Any, x: np.ndarray) -> np.ndarray:
         return real(self, x) + (3e-5 if x.shape[:2] == (1, 5) else 0)
 
-    monkeypatch.setattr(parity.Model, "__call__", wrong_at_one_length)
+    monkeypatch.setattr(ee.Model, "__call__", wrong_at_one_length)
     report = ee.verify(bundle)
     assert not report.passed
     assert {(case.batch, case.length) for case in report.cases if not case.passed} == {(1, 5)}
