@@ -33,6 +33,10 @@ EXTERNAL_DATA_THRESHOLD = 2**31 - 2**20
 """Bytes above which a model's weights go to a file of their own: protobuf ends at 2 GiB."""
 
 
+_LOCATION = "location"
+"""The key under which a tensor names the file that it keeps its values in: no model reads another file without it."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Bundle:
     """A bundle on disk; each file is checked against the manifest when it is used, if not before."""
@@ -45,13 +49,13 @@ class Bundle:
         return self.path / name
 
     def check(self, name: str) -> None:
-        """Checks that a file is what the manifest says, and so those that it reads.
+        """Checks that a file is what the manifest says, and so those that it reads. What is no model a runtime refuses.
 
         Raises:
             CheckError: a file is missing or was changed, or a model reads one that is not of the bundle.
             RequestError: it can't be read.
         """
-        for other in self._check_alone(name):
+        for other in self._check_alone(name, parse=False):
             self._check_alone(other)
 
     def test_data(self, graph: str) -> Iterator[tuple[str, dict[str, np.ndarray], dict[str, np.ndarray]]]:
@@ -97,11 +101,11 @@ class Bundle:
                 state[spec.name] = np.full(shape, spec.initial, spec.dtype)
         return state
 
-    def _check_alone(self, name: str) -> set[str]:
-        """Checks a file, and gives those that it reads."""
+    def _check_alone(self, name: str, parse: bool = True) -> set[str]:
+        """Checks a file, and gives those that it reads; a model that reads none is parsed if asked for."""
         try:
             if name in {graph.model for graph in self.manifest.graphs.values()}:
-                return _check_model(self.path, name, self.manifest)
+                return _check_model(self.path, name, self.manifest, parse)
             _check_file(self.path, name, self.manifest.files[name])
         except OSError as error:
             raise _unreadable(self.path, error) from error
@@ -233,18 +237,20 @@ def _read_tensor(path: Path, spec: TensorSpec) -> np.ndarray:
     return array
 
 
-def _check_model(folder: Path, name: str, manifest: Manifest) -> set[str]:
+def _check_model(folder: Path, name: str, manifest: Manifest, parse: bool) -> set[str]:
     """Checks a model's file, and gives those that it reads; refuses one that reads what the manifest doesn't vouch for.
 
     It is read once for both: models are most of a bundle.
     """
-    import onnx
-    from google.protobuf.message import DecodeError
-
     _check_there(folder, name)
     content = (folder / name).read_bytes()
     found = FileEntry(len(content), hashlib.sha256(content).hexdigest())
     _check_hash(folder, name, manifest.files[name], found)
+    if not parse and _LOCATION.encode() not in content:
+        return set()  # parsing takes as long as all else here
+    import onnx
+    from google.protobuf.message import DecodeError
+
     try:
         loaded = onnx.ModelProto.FromString(content)
     except DecodeError as error:
@@ -253,7 +259,7 @@ def _check_model(folder: Path, name: str, manifest: Manifest) -> set[str]:
     for tensor in _tensors(loaded):
         if tensor.data_location != onnx.TensorProto.EXTERNAL:
             continue
-        locations = [entry.value for entry in tensor.external_data if entry.key == "location"]
+        locations = [entry.value for entry in tensor.external_data if entry.key == _LOCATION]
         location = locations[0] if len(locations) == 1 else ""
         other = (Path(name).parent / location).as_posix()
         if other not in known:
