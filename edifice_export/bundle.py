@@ -178,10 +178,16 @@ def write_tensor(path: Path, name: str, array: np.ndarray) -> None:
     path.write_bytes(numpy_helper.from_array(array, name).SerializeToString(deterministic=True))
 
 
-def hash_files(folder: Path) -> dict[str, FileEntry]:
-    """The manifest's entry for every file below `folder` but the manifest itself."""
+def hash_files(folder: Path, known: Mapping[str, FileEntry] | None = None) -> dict[str, FileEntry]:
+    """The manifest's entry for every file below `folder` but the manifest itself.
+
+    Args:
+        folder: of the bundle.
+        known: the entries of files that are not to be read again, such as those that were verified since.
+    """
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST)
-    return {path.relative_to(folder).as_posix(): _hash_file(path) for path in files}
+    names = {path.relative_to(folder).as_posix(): path for path in files}
+    return {name: (known or {}).get(name) or _hash_file(path) for name, path in names.items()}
 
 
 def _unreadable(folder: Path, error: OSError) -> RequestError:

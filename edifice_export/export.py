@@ -154,14 +154,7 @@ def _build(
             parity={},
         )
         _write_weights(folder / WEIGHTS, model, manifest)
-        with Verification(["cpu"], float(tolerance), manifest.param_count) as verification:
-            for name in wanted:
-                _write_graph(folder, model, manifest, name)
-                manifest = dataclasses.replace(manifest, files=hash_files(folder))
-                if name != "stream":  # which is verified with its prefill
-                    verification.add(Bundle(folder, manifest), ["window" if name == "window" else "stream"])
-            parity = _parity_of(verification.report(progress), architecture.name)
-        _write_manifest(folder, dataclasses.replace(manifest, parity=parity))
+        _write_manifest(folder, _write_graphs(folder, model, manifest, float(tolerance), progress))
         bundle = open_bundle(folder)
     return dataclasses.replace(bundle, path=output)
 
@@ -175,6 +168,20 @@ def _check_stream(model: Any, graph: str) -> None:
         f"--graph {graph}: {model.why_no_stream}. Ask for --graph window; or for --numerics standard, the exact "
         f"recurrence, which on these weights would change the output by up to {gap:.1e} within the window"
     )
+
+
+def _write_graphs(
+    folder: Path, model: nn.Module, manifest: Manifest, tolerance: float, progress: Progress | None
+) -> Manifest:
+    """Writes and verifies the graphs of a manifest; returns it with all files and the parity that was measured."""
+    with Verification(["cpu"], tolerance, manifest.param_count) as verification:
+        for name in manifest.graphs:
+            _write_graph(folder, model, manifest, name)
+            manifest = dataclasses.replace(manifest, files=hash_files(folder, manifest.files))
+            if name != "stream":  # which is verified with its prefill
+                verification.add(Bundle(folder, manifest), ["window" if name == "window" else "stream"])
+        parity = _parity_of(verification.report(progress), manifest.architecture)
+    return dataclasses.replace(manifest, parity=parity)
 
 
 def _write_graph(folder: Path, model: nn.Module, manifest: Manifest, name: str) -> None:

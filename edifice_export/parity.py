@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,11 @@ import numpy as np
 from .bundle import Bundle, open_bundle
 from .defaults import TOLERANCE
 from .errors import RequestError
-from .report import Case, Report, Trial
+from .report import Case, Report
 from .rounding import outputs_of, with_rounding
 from .runtime.model import load
 from .runtime.providers import all_providers, why_not_usable
-from .side_by_side import SideBySide
+from .side_by_side import Done, SideBySide
 from .stream_parity import count_stream, run_stream
 from .torch_import import SMALL, small_model_threads, why_no_torch
 from .window_parity import count_window, reference_prefixes, run_window
@@ -68,28 +68,30 @@ def verify(
         providers = [short for short in all_providers() if why_not_usable(short) is None]
     parameters = manifest.param_count
     with small_model_threads(parameters), Verification(providers, limit, parameters, every_prefix) as verification:
-        verification.add(opened, [graph for graph in PARTS if graph in manifest.graphs])
+        verification.add(opened, [graph for graph in PARTS if graph in manifest.graphs], progress)
         return verification.report(progress)
 
 
 class Verification:
-    """A verification in parts: of a small model's first graphs, in threads, while its others are being made.
+    """A verification in parts. On the CPU a small model's first graphs are verified while its others are being made.
 
     Only `add` and `report` compute with torch, so that nothing does while it traces. Leaving the block ends it.
 
     Args:
         providers: short names, each verified on its own.
         tolerance: largest error allowed.
-        parameters: of the model. A small one is run several times at once, on one thread each; one that is not takes
-            all cores by itself, when the report is asked for.
+        parameters: of the model. One that is not small takes all cores by itself, as do others than the CPU, which may
+            not bear two runs at once: they are run when the report is asked for.
         every_prefix: see verify.
     """
 
     def __init__(self, providers: Sequence[str], tolerance: float, parameters: int, every_prefix: bool = False) -> None:
         self._providers, self._tolerance, self._every_prefix = list(providers), tolerance, every_prefix
         self._threads = 1 if parameters <= SMALL else None  # as many as torch's, see small_model_threads
-        # Others than the CPU may not bear two runs at once.
-        self._runs = SideBySide(self._threads == 1 and set(providers) == {"cpu"})
+        self._at_once = self._threads == 1 and set(providers) == {"cpu"}
+        self._runs = SideBySide(self._at_once)
+        self._waiting: list[str] = []
+        self._reference: Any = None
         self._total = 0
 
     def __enter__(self) -> Verification:
@@ -98,30 +100,39 @@ class Verification:
     def __exit__(self, *error: Any) -> None:
         self._runs.__exit__(*error)
 
-    def add(self, bundle: Bundle, parts: Sequence[str]) -> None:
-        """Starts with these of PARTS, which the bundle has by now; their runs go on when this returns.
+    def add(self, bundle: Bundle, parts: Sequence[str], progress: Progress | None = None) -> None:
+        """Has these of PARTS verified, which the bundle has by now; what can be runs on when this returns.
 
         Args:
             bundle: the one of all calls, with more graphs in later ones.
             parts: those to verify.
+            progress: called after each case, with those of all calls so far as the total.
 
         Raises:
             RequestError: a provider that is not usable, here or in `report`.
             CheckError: the bundle is damaged, here or in `report`.
         """
-        if self._total == 0:
-            self._reference = _load_reference(bundle)
         self._bundle = bundle
+        self._waiting += parts
+        if self._at_once:
+            self._start(progress)
+
+    def _start(self, progress: Progress | None) -> None:
+        bundle, parts, self._waiting = self._bundle, self._waiting, []
+        models = {provider: load(bundle, [provider], self._threads) for provider in self._providers}
+        if self._reference is None:
+            self._reference = _load_reference(bundle)
         for part in parts:
             count, _ = PARTS[part]
-            self._total += len(self._providers) * count(bundle, self._reference, self._every_prefix)
-        self._runs.add(self._jobs(bundle, parts))
-
-    def _jobs(self, bundle: Bundle, parts: Sequence[str]) -> Iterator[Iterator[Trial]]:
-        models = {provider: load(bundle, [provider], self._threads) for provider in self._providers}
+            self._total += len(models) * count(bundle, self._reference, self._every_prefix)
         for part in parts:
             _, run = PARTS[part]
-            yield from run(bundle, models, self._reference, self._every_prefix, self._tolerance)
+            jobs = run(bundle, models, self._reference, self._every_prefix, self._tolerance)
+            self._runs.add(jobs, self._counted(progress))
+
+    def _counted(self, progress: Progress | None) -> Done:
+        total = self._total
+        return lambda done: progress(done, total) if progress is not None else None
 
     def report(self, progress: Progress | None = None) -> Report:
         """What was found, when all has been run.
@@ -133,8 +144,10 @@ class Verification:
             RequestError: see add.
             CheckError: see add; or ONNX Runtime failed.
         """
-        total, reference, bundle = self._total, self._reference, self._bundle
-        trials = self._runs.results(lambda done: progress(done, total) if progress is not None else None)
+        if self._waiting:
+            self._start(progress)
+        reference, bundle = self._reference, self._bundle
+        trials = self._runs.results(self._counted(progress))
         failed = [trial for trial in trials if not trial[0].passed]
         if reference is not None and len(failed) <= len(trials) * _MAX_AMPLIFIED:
             failed = with_rounding(failed, bundle)

@@ -5,19 +5,20 @@ from __future__ import annotations
 import itertools
 import os
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from cli_helpers import raising
+from cli_helpers import flip, raising
 from conftest import ANY, TINY
 
 import edifice_export as ee
 from edifice_export import export, parity, window_parity
 from edifice_export.report import Case, Trial
-from edifice_export.side_by_side import SideBySide
+from edifice_export.side_by_side import _MOST, SideBySide
 
 WAIT = 60.0
 """Seconds after which what should happen is taken not to."""
@@ -35,46 +36,81 @@ def job(numbers: range) -> Iterator[Trial]:
     yield from map(trial, numbers)
 
 
+several_cores = pytest.mark.skipif((os.cpu_count() or 1) == 1, reason="one core has one thread")
+
+
 @pytest.mark.parametrize("at_once", [True, False])
-def test_results_are_in_the_order_of_the_jobs(at_once: bool) -> None:
+def test_every_comparison_is_counted_and_given(at_once: bool) -> None:
     calls: list[int] = []
     with SideBySide(at_once) as runs:
-        runs.add(job(range(start, start + 7)) for start in range(0, 70, 7))
-        runs.add([job(range(70, 75)), job(range(0))])
+        runs.add((job(range(start, start + 7)) for start in range(0, 70, 7)), calls.append)
+        runs.add([job(range(70, 75)), job(range(0))], calls.append)
         assert lengths(runs.results(calls.append)) == list(range(75))
     assert calls == list(range(1, 76))
 
 
 def test_no_jobs_have_no_results() -> None:
     with SideBySide(True) as runs:
-        assert runs.results(lambda _: None) == []
+        assert runs.results(ignore) == []
 
 
-@pytest.mark.skipif((os.cpu_count() or 1) == 1, reason="one core has one thread")
-def test_jobs_run_at_once() -> None:
-    meeting = threading.Barrier(2)
+@several_cores
+def test_results_are_in_the_order_of_the_jobs() -> None:
+    """And they do run at once."""
+    overtaken = threading.Event()
 
-    def meet() -> Iterator[Trial]:
-        meeting.wait(WAIT)
+    def first() -> Iterator[Trial]:
+        assert overtaken.wait(WAIT)
         yield trial(1)
 
+    def second() -> Iterator[Trial]:
+        yield trial(2)
+        overtaken.set()
+
     with SideBySide(True) as runs:
-        runs.add([meet(), meet()])
-        assert lengths(runs.results(lambda _: None)) == [1, 1]
+        runs.add([first(), second()], ignore)
+        assert lengths(runs.results(ignore)) == [1, 2]
 
 
-def test_jobs_of_others_than_the_cpu_run_alone_and_in_order() -> None:
+def test_progress_is_made_while_jobs_are_added() -> None:
+    calls: list[int] = []
+    done = threading.Event()
+
+    def jobs() -> Iterator[Iterator[Trial]]:
+        yield job(range(5))
+        yield note(done)
+        assert done.wait(WAIT)
+        yield job(range(1))
+        assert max(calls) >= 5
+
+    with SideBySide(True) as runs:
+        runs.add(jobs(), calls.append)
+        assert len(runs.results(calls.append)) == 7
+
+
+def note(event: threading.Event) -> Iterator[Trial]:
+    yield trial(0)
+    event.set()
+
+
+def test_jobs_that_run_alone_are_made_one_by_one() -> None:
+    """In the thread that adds them."""
     seen: list[tuple[str, int]] = []
 
-    def note(number: int) -> Iterator[Trial]:
-        seen.append(("begins", number))
+    def jobs() -> Iterator[Iterator[Trial]]:
+        for number in range(9):
+            seen.append(("made", number))
+            yield running(number)
+
+    def running(number: int) -> Iterator[Trial]:
+        assert threading.current_thread() is threading.main_thread()
         yield trial(number)
-        seen.append(("ends", number))
+        seen.append(("ended", number))
 
     with SideBySide(False) as runs:
-        runs.add(map(note, range(9)))
-        runs.results(lambda _: None)
-    assert seen == [(what, number) for number in range(9) for what in ("begins", "ends")]
+        runs.add(jobs(), ignore)
+        runs.results(ignore)
+    assert seen == [(what, number) for number in range(9) for what in ("made", "ended")]
 
 
 def endless(started: threading.Event) -> Iterator[Trial]:
@@ -83,29 +119,80 @@ def endless(started: threading.Event) -> Iterator[Trial]:
         yield trial(number)
 
 
-@pytest.mark.parametrize("at_once", [True, False])
-def test_a_job_that_fails_ends_the_others(at_once: bool) -> None:
-    def fail() -> Iterator[Trial]:
-        yield trial(1)
-        raise ee.CheckError("no such file")
+def fail() -> Iterator[Trial]:
+    yield trial(1)
+    raise ee.CheckError("no such file")
 
-    before, started = threading.active_count(), threading.Event()
-    with SideBySide(at_once) as runs:
-        runs.add([fail(), endless(started)])
+
+def test_a_job_that_fails_ends_the_others() -> None:
+    before, made = threading.active_count(), itertools.count()
+    failed = threading.Event()
+
+    def failing() -> Iterator[Trial]:
+        try:
+            yield from fail()
+        finally:
+            failed.set()
+
+    def jobs() -> Iterator[Iterator[Trial]]:
+        yield endless(threading.Event())
+        yield failing()
+        assert failed.wait(WAIT)
+        for _ in made:  # what the reference takes its time for
+            time.sleep(0.01)
+            yield endless(threading.Event())
+
+    with SideBySide(True) as runs:
+        runs.add(jobs(), ignore)
         with pytest.raises(ee.CheckError, match="no such file"):
-            runs.results(lambda _: None)
+            runs.results(ignore)
     assert threading.active_count() == before
+    assert next(made) < 100
 
 
-def test_leaving_ends_what_runs_and_what_waits() -> None:
-    before, started, later = threading.active_count(), threading.Event(), threading.Event()
-    with SideBySide(False) as runs:
-        runs.add([endless(started), endless(later)])
-        with pytest.raises(KeyboardInterrupt):
-            runs.results(raising(KeyboardInterrupt()))
-    assert threading.active_count() == before
-    assert started.is_set()
+def test_a_job_that_fails_alone_is_the_last() -> None:
+    later = threading.Event()
+    with SideBySide(False) as runs, pytest.raises(ee.CheckError, match="no such file"):
+        runs.add([fail(), endless(later)], ignore)
     assert not later.is_set()
+
+
+@pytest.mark.parametrize("where", ["add", "results"])
+def test_leaving_ends_what_runs_and_what_waits(where: str) -> None:
+    before, started = threading.active_count(), threading.Event()
+    ended, later = threading.Event(), threading.Event()
+
+    def slow() -> Iterator[Trial]:
+        for number in range(500):
+            started.set()
+            yield trial(number)
+            time.sleep(0.01)
+        ended.set()
+
+    def waiting() -> Iterator[Trial]:
+        later.set()
+        yield trial(0)
+
+    with SideBySide(True) as runs:
+        runs.add([slow() for _ in range(_MOST)], ignore)
+        runs.add([waiting()], ignore)
+        assert started.wait(WAIT)
+        with pytest.raises(KeyboardInterrupt):
+            leave(runs, where)
+    assert threading.active_count() == before
+    assert not ended.is_set()
+    assert not later.is_set()
+
+
+def leave(runs: SideBySide, where: str) -> None:
+    interrupt = raising(KeyboardInterrupt())
+    if where == "results":
+        runs.results(interrupt)
+    runs.add((interrupt() for _ in range(1)), ignore)
+
+
+def ignore(_: int) -> None:
+    """No progress is shown."""
 
 
 # In a build
@@ -177,6 +264,22 @@ def test_a_stream_that_can_not_be_made_ends_the_verification_of_the_window(
     with pytest.raises(ee.CheckError, match="frozen"):
         ee.build(ANY, output=tmp_path / "bot", **TINY)
     assert threading.active_count() == before
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "window/model.onnx", "window/test_data_set_0/output_0.pb"])
+def test_what_is_verified_is_what_is_vouched_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """A file that changes after the window was verified, while the rest is made."""
+    real = export._write_graph
+
+    def write(folder: Path, *arguments: Any) -> None:
+        real(folder, *arguments)
+        if arguments[-1] == "prefill":
+            flip(folder / name, -1)
+
+    monkeypatch.setattr(export, "_write_graph", write)
+    with pytest.raises(ee.CheckError, match=f"{name} was changed since it was verified"):
+        ee.build(ANY, output=tmp_path / "bot", **TINY)
     assert not any(tmp_path.iterdir())
 
 
