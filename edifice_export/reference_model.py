@@ -22,7 +22,7 @@ _SCORES = 3
 """Copies of one window's attention scores that the runtime holds at once."""
 
 _COPIES = 6
-"""Copies of the weights that are in memory at a build's worst moment: traces, float64, bytes of files."""
+"""Copies of the weights that a build holds at the least, in its worst moment: traces, float64, bytes of files."""
 
 
 def make_reference(
@@ -83,6 +83,6 @@ def _check_size(config: Config) -> None:
     if memory is not None and needed > memory:
         raise RequestError(
             f"a model with these options has {config.param_count:,} parameters and {scores:,} attention scores: "
-            f"building it takes about {needed / 2**30:,.0f} GiB of memory and this machine has "
+            f"building it takes at least {needed / 2**30:,.0f} GiB of memory and this machine has "
             f"{memory / 2**30:,.0f}; choose smaller options"
         )
