@@ -253,7 +253,7 @@ def _check_model(folder: Path, name: str, manifest: Manifest, parse: bool) -> se
     found = FileEntry(len(content), hashlib.sha256(content).hexdigest())
     _check_hash(folder, name, manifest.files[name], found)
     if not parse and _LOCATION.encode() not in content:
-        return set()  # parsing takes as long as all else here
+        return set()  # what is no model is refused by what loads it next
     import onnx
     from google.protobuf.message import DecodeError
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,8 +13,8 @@ from .report import Trial
 
 __all__ = ["Done", "SideBySide"]
 
-_MOST = 4
-"""Threads at most: a job or two are half of the work."""
+_THREADS = 2
+"""Beside the one that makes the jobs: a job or two are half of the work."""
 
 Done = Callable[[int], None]
 """Called with the number of comparisons done."""
@@ -29,7 +28,7 @@ class SideBySide:
     """
 
     def __init__(self, at_once: bool) -> None:
-        self._pool = ThreadPoolExecutor(min(os.cpu_count() or 1, _MOST)) if at_once else None
+        self._pool = ThreadPoolExecutor(_THREADS) if at_once else None
         self._found: list[Trial] = []
         self._jobs: list[Future[list[Trial]]] = []
         self._stop = threading.Event()
@@ -62,6 +61,7 @@ class SideBySide:
         for job in jobs:
             self._running += 1
             self._jobs.append(self._pool.submit(self._run, job))
+            self._jobs[-1].add_done_callback(self._end)
             while not self._ended.empty():
                 self._take(progress)
             if self._stop.is_set():
@@ -92,13 +92,12 @@ class SideBySide:
 
     def _run(self, job: Iterator[Trial]) -> list[Trial]:
         trials = []
-        try:
-            while not self._stop.is_set() and (trial := next(job, None)) is not None:
-                trials.append(trial)
-                self._ended.put(False)
-        except BaseException:
-            self._stop.set()
-            raise
-        finally:
-            self._ended.put(True)
+        while not self._stop.is_set() and (trial := next(job, None)) is not None:
+            trials.append(trial)
+            self._ended.put(False)
         return trials
+
+    def _end(self, job: Future[list[Trial]]) -> None:
+        if not job.cancelled() and job.exception() is not None:
+            self._stop.set()
+        self._ended.put(True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import threading
 import time
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ from conftest import ANY, TINY
 import edifice_export as ee
 from edifice_export import export, parity, window_parity
 from edifice_export.report import Case, Trial
-from edifice_export.side_by_side import _MOST, SideBySide
+from edifice_export.side_by_side import _THREADS, SideBySide
 
 WAIT = 60.0
 """Seconds after which what should happen is taken not to."""
@@ -36,9 +35,6 @@ def job(numbers: range) -> Iterator[Trial]:
     yield from map(trial, numbers)
 
 
-several_cores = pytest.mark.skipif((os.cpu_count() or 1) == 1, reason="one core has one thread")
-
-
 @pytest.mark.parametrize("at_once", [True, False])
 def test_every_comparison_is_counted_and_given(at_once: bool) -> None:
     calls: list[int] = []
@@ -54,7 +50,6 @@ def test_no_jobs_have_no_results() -> None:
         assert runs.results(ignore) == []
 
 
-@several_cores
 def test_results_are_in_the_order_of_the_jobs() -> None:
     """And they do run at once."""
     overtaken = threading.Event()
@@ -174,7 +169,7 @@ def test_leaving_ends_what_runs_and_what_waits(where: str) -> None:
         yield trial(0)
 
     with SideBySide(True) as runs:
-        runs.add([slow() for _ in range(_MOST)], ignore)
+        runs.add([slow() for _ in range(_THREADS)], ignore)
         runs.add([waiting()], ignore)
         assert started.wait(WAIT)
         with pytest.raises(KeyboardInterrupt):
