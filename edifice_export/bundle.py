@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .errors import CheckError, RequestError
+from .files import new_file_mode
 from .manifest import MANIFEST, FileEntry, Manifest
 from .manifest_reader import read_manifest
 from .specification import BATCH, TensorSpec
-from .staging import new_file_mode
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 __all__ = [
     "EXTERNAL_DATA_THRESHOLD",
     "Bundle",
+    "check_file",
+    "hash_file",
     "hash_files",
     "open_bundle",
     "save_model",
@@ -106,7 +108,7 @@ class Bundle:
         try:
             if name in {graph.model for graph in self.manifest.graphs.values()}:
                 return _check_model(self.path, name, self.manifest, parse)
-            _check_file(self.path, name, self.manifest.files[name])
+            check_file(self.path, name, self.manifest.files[name])
         except OSError as error:
             raise _unreadable(self.path, error) from error
         return set()
@@ -187,16 +189,29 @@ def hash_files(folder: Path, known: Mapping[str, FileEntry] | None = None) -> di
     """
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST)
     names = {path.relative_to(folder).as_posix(): path for path in files}
-    return {name: (known or {}).get(name) or _hash_file(path) for name, path in names.items()}
+    return {name: (known or {}).get(name) or hash_file(path) for name, path in names.items()}
+
+
+def hash_file(path: Path) -> FileEntry:
+    """The manifest's entry for a file."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return FileEntry(path.stat().st_size, digest)
+
+
+def check_file(folder: Path, name: str, expected: FileEntry) -> None:
+    """Checks that a file of a bundle is what the manifest says.
+
+    Raises:
+        CheckError: it is missing or was changed.
+        OSError: it can't be read.
+    """
+    _check_there(folder, name)
+    _check_hash(folder, name, expected, hash_file(folder / name))
 
 
 def _unreadable(folder: Path, error: OSError) -> RequestError:
     return RequestError(f"bundle {folder}: can't be read: {error.strerror}; check the path and its rights")
-
-
-def _check_file(folder: Path, name: str, expected: FileEntry) -> None:
-    _check_there(folder, name)
-    _check_hash(folder, name, expected, _hash_file(folder / name))
 
 
 def _check_there(folder: Path, name: str) -> None:
@@ -211,12 +226,6 @@ def _check_hash(folder: Path, name: str, expected: FileEntry, found: FileEntry) 
             f"{expected.sha256[:12]} ({expected.size} bytes) and begins with {found.sha256[:12]} "
             f"({found.size} bytes); build the bundle again"
         )
-
-
-def _hash_file(path: Path) -> FileEntry:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return FileEntry(path.stat().st_size, digest)
 
 
 def _read_tensor(path: Path, spec: TensorSpec) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import dataclasses
 import gc
 import logging
@@ -290,8 +291,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     debug = "--debug" in given
     # Wherever it stands: an error is often seen before the option is thought of.
     given = [argument for argument in given if argument != "--debug"]
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _interrupt)
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)  # Windows has no SIGHUP
+        if number is not None and not (name == "SIGHUP" and signal.getsignal(number) == signal.SIG_IGN):  # nohup
+            signal.signal(number, _interrupt)
     sys.unraisablehook = _report_unraisable
     # Python would look for cycles among all that torch makes, again and again: two seconds of a build, one at the end.
     gc.set_threshold(50_000, 20, 100)
@@ -305,9 +308,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         message, status = _describe(error)
     if interrupted or status == 130:  # the status that Typer gives an interrupt
         # Whatever became of it on its way: torch turns an interrupt into errors of its own.
-        message, status = "interrupted; nothing was written", 130
+        message, status = "interrupted; nothing is left half written", 128 + (interrupted or [signal.SIGINT])[0]
     if message:
-        typer.echo(f"error: {message}", err=True)
+        with contextlib.suppress(OSError):  # a terminal that is gone
+            typer.echo(f"error: {message}", err=True)
     sys.exit(status)
 
 

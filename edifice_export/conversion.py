@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +11,7 @@ from edifice_reference.config import OptionError
 from edifice_reference.registry import Architecture, get_architecture
 
 from .errors import RequestError
+from .files import check_output, replacing, same_file
 from .torch_import import require_torch
 
 if TYPE_CHECKING:
@@ -90,7 +89,7 @@ def convert(
     from .reference_model import make_empty
 
     source, target = Path(source), Path(target)
-    _check_target(target, names)
+    _check_target(source, target, names)
     checkpoint = read_checkpoint(source)
     try:
         known = get_architecture(architecture) if architecture else checkpoint.architecture
@@ -114,7 +113,9 @@ def convert(
     parameters = from_edifice(found, known.name) if checkpoint.is_edifice else found
     certain = known_options(known, checkpoint, options)
     stated = None if unknown else {name: value for name, value in config.options().items() if name in certain}
-    _write(target, _encode(parameters, known, stated, checkpoint.numerics, target.suffix, names))
+    data = _encode(parameters, known, stated, checkpoint.numerics, target.suffix, names)
+    with replacing(target) as unfinished:
+        unfinished.write_bytes(data)
     return Conversion(
         output=str(target),
         architecture=known.name,
@@ -126,7 +127,7 @@ def convert(
     )
 
 
-def _check_target(target: Path, names: str | None) -> None:
+def _check_target(source: Path, target: Path, names: str | None) -> None:
     if names not in (None, *NAMES):
         raise RequestError(f"names must be {' or '.join(NAMES)}, got {names!r}")
     if target.suffix not in _SUFFIXES:
@@ -134,6 +135,11 @@ def _check_target(target: Path, names: str | None) -> None:
         raise RequestError(f"{target}: {found} is no format to write; name it {', '.join(_SUFFIXES)}")
     if names == "torch" and target.suffix != ".safetensors":
         raise RequestError(f"{target}: {target.suffix} has Edifice's names; leave --names out or write .safetensors")
+    if same_file(source, target):
+        raise RequestError(f"{target}: is the input, {source}; name another file")
+    check_output(target)
+    if not target.parent.is_dir():
+        raise RequestError(f"{target}: there is no folder {target.parent}; make it before")
 
 
 def _encode(
@@ -169,16 +175,3 @@ def _notes(source: Path, target: Path, names: str | None, numerics: str, unknown
     if unknown and target.suffix in _STATING:
         wanted = " ".join(f"--option {name}=..." for name in unknown)
         yield f"{target} states no options: {source} doesn't say {', '.join(unknown)}; give {wanted}"
-
-
-def _write(target: Path, data: bytes) -> None:
-    """Writes a file that appears whole or not at all."""
-    if target.is_dir():
-        raise RequestError(f"{target}: is a folder; name a file in it")
-    if not target.parent.is_dir():
-        raise RequestError(f"{target}: there is no folder {target.parent}; make it before")
-    # A folder on the same disk, not mkstemp: its file gets the permissions any new file would.
-    with tempfile.TemporaryDirectory(prefix=".edifice-export-", dir=target.parent) as folder:
-        unfinished = Path(folder, target.name)
-        unfinished.write_bytes(data)
-        os.replace(unfinished, target)

@@ -19,6 +19,18 @@ __all__ = ["listed_files", "read_manifest"]
 
 _MAX_BYTES = 16 * 2**20
 
+_ALWAYS = {
+    "schema_version": int,
+    "architecture": str,
+    "options": dict,
+    "numerics": str,
+    "opset": int,
+    "weights": dict,
+    "reference": str,
+    "parity": dict,
+}
+"""What the manifests of all schemas have, beside versions, graphs and files."""
+
 _INITIAL = {"float32": (-(2.0**127), 2.0**127), "int64": (0, 2**62)}
 """Of each type that a state may have, the least and the largest value that it may start from."""
 
@@ -33,14 +45,26 @@ def read_manifest(folder: Path) -> Manifest:
     return _parse(_open(folder))
 
 
-def listed_files(folder: Path) -> set[str]:
+def listed_files(folder: Path) -> dict[str, FileEntry]:
     """The files that the manifest of a bundle vouches for, whatever its schema.
 
     Raises:
         RequestError: the folder is not a bundle.
-        CheckError: the manifest is damaged.
+        CheckError: the manifest is damaged, or lacks what every manifest that this tool ever wrote has.
     """
-    return set(_parse_files(_open(folder)))
+    reader = _open(folder)
+    for name, kind in _ALWAYS.items():
+        reader.take(name, kind)
+    if "edifice-export" not in reader.text_map("versions"):
+        raise reader.error("'versions' don't name edifice-export, which makes bundles")
+    files = _parse_files(reader)
+    models = [reader.inside(graph.take("model", str)) for graph in reader.each("graphs").values()]
+    if not models:
+        raise reader.error("there are no graphs")
+    for path in (reader.inside(reader.content["reference"]), *models):
+        if path not in files:
+            raise reader.error(f"{path!r} is used and not listed under files")
+    return files
 
 
 def _open(folder: Path) -> _Reader:

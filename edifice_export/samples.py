@@ -10,6 +10,7 @@ from pathlib import Path
 
 from .bundle import open_bundle
 from .errors import RequestError
+from .files import is_within
 from .manifest import MANIFEST
 from .staging import staging
 
@@ -63,7 +64,7 @@ def scaffold(language: str, bundle: str | Path, output: str | Path) -> Scaffold:
     source, target = open_bundle(bundle), Path(output)
     if target.is_dir() and any(target.iterdir()):
         raise RequestError(f"--output {target}: holds files already; name a new folder")
-    if target.absolute().resolve().is_relative_to(source.path.absolute().resolve()):
+    if is_within(target, source.path):
         raise RequestError(f"--output {target}: is in the bundle {source.path}; name a folder beside it")
     files = []
     with staging(target) as folder:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import RequestError
+from ..files import check_output, replacing
 from .results import BenchReport, BenchResult
 
 if TYPE_CHECKING:
@@ -29,7 +30,8 @@ def check_plot(path: Path) -> None:
     new_figure(1, 1)
     if path.suffix.lower() != ".png":
         raise RequestError(f"a plot is a .png file; {path} has the extension {path.suffix!r}; name it *.png")
-    if path.is_dir() or not path.absolute().parent.is_dir():
+    check_output(path)
+    if not path.absolute().parent.is_dir():
         raise RequestError(f"{path}: is no place for a file; name a file in a folder that exists")
 
 
@@ -66,10 +68,8 @@ def save(figure: Figure, path: Path) -> None:
     Raises:
         RequestError: the file can't be written.
     """
-    try:
-        figure.savefig(path, format="png", dpi=120)
-    except OSError as error:
-        raise RequestError(f"{path}: can't be written: {error.strerror}; name another place") from error
+    with replacing(path) as unfinished:
+        figure.savefig(unfinished, format="png", dpi=120)
 
 
 def draw_lengths(axes: Axes, report: BenchReport) -> None:

@@ -19,6 +19,7 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from ..errors import RequestError
+from ..files import check_output, replacing
 
 __all__ = ["Recording", "iter_windows", "open_output", "open_recording", "window_starts"]
 
@@ -118,13 +119,10 @@ def open_output(path: Path, shape: tuple[int, ...]) -> Iterator[Frames]:
     refusing = f"can't write {size} bytes to {path}", "make room or name another place"
     with ExitStack() as stack:
         with _refusing(*refusing):
-            if path.is_dir():
-                raise RequestError(f"the output is a file; {path} is a folder; name a file in it")
+            check_output(path)
             if size > (free := shutil.disk_usage(path.parent).free):
                 raise RequestError(f"{path} takes {size} bytes; {free} are free on its disk; make room or name another")
-            # A folder on the same disk, not mkstemp: its file gets the permissions any new file would.
-            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix=".edifice-export-", dir=path.parent))
-            unfinished = Path(folder, "output.npy")
+            unfinished = stack.enter_context(replacing(path))
             output = npy.open_memmap(unfinished, mode="w+", dtype=np.float32, shape=shape)
             if hasattr(os, "posix_fallocate"):  # a write without blocks on a full disk is SIGBUS
                 with unfinished.open("r+b") as stream:
@@ -132,7 +130,7 @@ def open_output(path: Path, shape: tuple[int, ...]) -> Iterator[Frames]:
         yield output
         with _refusing(*refusing):
             output.flush()
-            os.replace(unfinished, path)
+            stack.close()
 
 
 @contextmanager

@@ -7,8 +7,6 @@ are where the provider computes, and stay there.
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,6 +17,7 @@ import onnxruntime as ort
 
 from ..bundle import Bundle
 from ..errors import CheckError, RequestError
+from ..files import is_within, replacing
 from ..specification import BATCH, StateSpec, TensorSpec
 from .arrays import check_array
 from .providers import ORT_ERRORS, device_of, placement, short_name
@@ -212,18 +211,17 @@ class Stream:
         """
         encode, _ = _safetensors()
         target, state = Path(path), self._download(self._current)
+        if is_within(target, self.bundle.path):
+            raise RequestError(
+                f"state {target}: is inside the bundle, which holds its own files only; name another place"
+            )
         if not all(np.isfinite(tensor).all() for tensor in state.values()):
             raise RequestError(
                 f"state {target}: is not finite: frames were too large for float32; reset, restore or rewind the stream"
             )
         data = encode(state, {"format": _FORMAT, **self._names()})
-        try:
-            with tempfile.TemporaryDirectory(prefix=".edifice-export-", dir=target.parent) as folder:
-                unfinished = Path(folder) / "state"
-                unfinished.write_bytes(data)
-                os.replace(unfinished, target)
-        except OSError as error:
-            raise RequestError(f"state {target}: can't be written: {error.strerror}; name another place") from error
+        with replacing(target) as unfinished:
+            unfinished.write_bytes(data)
 
     def load(self, path: str | Path) -> None:
         """Goes to a saved state; there is nothing to rewind then.
