@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import errno
 import functools
 import json
 import os
@@ -192,35 +191,6 @@ def test_interrupted(capfd: Capture, bot: Path, monkeypatch: pytest.MonkeyPatch,
         shutil.rmtree(bot)
     monkeypatch.setattr(export, step, helpers.raising(KeyboardInterrupt()))
     assert "interrupted" in refused(capfd, *tiny_build(ANY), status=130)
-
-
-@pytest.mark.parametrize(
-    ("turn", "moved", "error"),
-    [
-        *((turn, False, OSError(errno.EBUSY, "Device or resource busy")) for turn in (0, 1)),  # as a mounted disk is
-        *((turn, True, KeyboardInterrupt()) for turn in (0, 1)),
-    ],
-)
-def test_a_move_that_fails(
-    capfd: Capture, bot: Path, monkeypatch: pytest.MonkeyPatch, turn: int, moved: bool, error: BaseException
-) -> None:
-    """The old bundle is moved away and the new one into its place."""
-    before, old, turns = os.listdir(bot.parent), helpers.snapshot(bot), iter(range(9))
-
-    def moving(move: Callable[[Any, Any], None], source: Any, target: Any) -> None:
-        due = next(turns) == turn
-        if moved or not due:
-            move(source, target)
-        if due:
-            raise error
-
-    for name in ("rename", "replace"):
-        monkeypatch.setattr(os, name, functools.partial(moving, getattr(os, name)))
-    message = error_of(cli(capfd, *tiny_build(ANY)), status=2 if isinstance(error, OSError) else 130)
-    monkeypatch.undo()
-    assert sorted(os.listdir(bot.parent)) == sorted(before)
-    assert ee.load(bot)
-    assert helpers.snapshot(bot) == old or "nothing was written" not in message
 
 
 def with_options(**changed: Any) -> Callable[[Tensors, dict[str, str]], None]:

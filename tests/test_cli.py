@@ -131,7 +131,6 @@ def test_list(capfd: Capture) -> None:
 def test_build_again_gives_the_same_bytes(capfd: Capture, tmp_path: Path, bundle: ee.Bundle) -> None:
     target = tmp_path / "bot"
     shutil.copytree(bundle.path, target)
-    (target / "weights.safetensors").write_bytes(b"old")
     arguments = tiny_build(bundle.manifest.architecture, "--seed=1", f"--output={target}", "--json")
     printed = json.loads(done(capfd, *arguments).out)
     assert printed.pop("bundle") == str(target)
@@ -341,8 +340,18 @@ def test_full_standard_output() -> None:
     assert result.returncode == 2
 
 
+def heed_hangups() -> None:
+    """Whether or not the tests themselves were started to ignore them."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize(
-    ("number", "moment", "old"), [(signal.SIGINT, ".", False), (signal.SIGTERM, "window/model.onnx", True)]
+    ("number", "moment", "old"),
+    [
+        (signal.SIGINT, "new", False),
+        (signal.SIGTERM, "new/window/model.onnx", True),
+        (signal.SIGHUP, "new/weights.safetensors", True),
+    ],
 )
 @any_architecture
 def test_signal(tmp_path: Path, bundle: ee.Bundle, number: signal.Signals, moment: str, old: bool) -> None:
@@ -352,14 +361,35 @@ def test_signal(tmp_path: Path, bundle: ee.Bundle, number: signal.Signals, momen
     with unchanged(tmp_path):
         command = [COMMAND, *tiny_build(bundle.manifest.architecture)]
         with subprocess.Popen(
-            command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed_hangups
         ) as process:
             while process.poll() is None and not list(tmp_path.glob(f".bot.*/{moment}")):
                 time.sleep(0.01)
             process.send_signal(number)
             out, err = process.communicate(timeout=120)
-    assert (process.returncode, out) == (130, "")
-    assert re.fullmatch(r"error: interrupted[^\n]*\n", err)
+    assert (process.returncode, out) == (128 + number, "")
+    assert err == "error: interrupted; nothing is left half written\n"
+
+
+@any_architecture
+def test_nohup_is_heeded(tmp_path: Path, bundle: ee.Bundle) -> None:
+    """A hangup that whoever started the command chose to ignore is ignored."""
+    script = """
+        import os, signal, sys
+        from edifice_export import cli, run
+        real = run.run_recording
+        def hung_up(*arguments):
+            signal.raise_signal(signal.SIGHUP)
+            return real(*arguments)
+        run.run_recording = hung_up
+        signal.signal(signal.SIGHUP, getattr(signal, sys.argv[1]))
+        cli.main(sys.argv[2:])
+    """
+    save(tmp_path / "x.npy", random_frames(7, 6))
+    arguments = ["run", str(bundle.path), "--input=x.npy", "--output=y.npy"]
+    for way, status in (("SIG_IGN", 0), ("SIG_DFL", 128 + signal.SIGHUP)):
+        command = [sys.executable, "-c", textwrap.dedent(script), way, *arguments]
+        assert subprocess.run(command, cwd=tmp_path, capture_output=True, check=False, timeout=60).returncode == status
 
 
 def test_an_interrupt_that_a_library_catches_stops_the_build_too(tmp_path: Path) -> None:
@@ -379,4 +409,4 @@ def test_an_interrupt_that_a_library_catches_stops_the_build_too(tmp_path: Path)
     with unchanged(tmp_path):
         result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120)
     assert (result.returncode, result.stdout) == (130, "")
-    assert result.stderr == "error: interrupted; nothing was written\n"
+    assert result.stderr == "error: interrupted; nothing is left half written\n"

@@ -268,7 +268,7 @@ def test_output(tmp_path: Path) -> None:
     path = tmp_path / "y.npy"
     path.write_bytes(b"old")
     with open_output(path, (3, 2)) as output:
-        reserved = next(tmp_path.rglob("output.npy")).stat()
+        reserved = next(tmp_path.rglob("new")).stat()
         assert reserved.st_blocks * 512 >= reserved.st_size
         assert path.read_bytes() == b"old"
         output[:] = 7

@@ -16,6 +16,7 @@ from safetensors.numpy import load_file, save_file
 from stream_helpers import WINDOW, contents, frames, same, steps, with_other_weights
 
 import edifice_export as ee
+from edifice_export.bundle import open_bundle
 from edifice_reference.registry import ARCHITECTURES
 
 
@@ -159,9 +160,22 @@ def test_a_state_that_cannot_be_written_is_refused(model: ee.Model, tmp_path: Pa
     (tmp_path / "old").mkdir()
     (tmp_path / "old/inside").write_bytes(b"")
     for target in (tmp_path / "no/state", tmp_path / "old", Path("/proc/state")):
-        with pytest.raises(ee.RequestError, match=f"state {target}: can't be written"):
+        with pytest.raises(ee.RequestError, match=f"{target}: (can't be written|is a folder)"):
             stream.save(target)
     assert {path.name for path in tmp_path.rglob("*")} == {"old", "inside"}
+
+
+def test_a_state_takes_no_place_but_its_own(model: ee.Model, tmp_path: Path) -> None:
+    """The bundle's files are its own, and a link is not what it leads to."""
+    stream = model.stream()
+    (tmp_path / "old").write_text("mine")
+    (tmp_path / "link").symlink_to("old")
+    with pytest.raises(ee.RequestError, match="link: is a symbolic link"):
+        stream.save(tmp_path / "link")
+    with pytest.raises(ee.RequestError, match="is inside the bundle"):
+        stream.save(model.bundle.path / "weights.safetensors")
+    assert (tmp_path / "link").read_text() == "mine"
+    assert open_bundle(model.bundle.path)
 
 
 @pytest.mark.parametrize("turn", [0, 1])
