@@ -55,7 +55,8 @@ def build(
 
     Args:
         architecture: its name, such as `hymba`.
-        output: the folder to write; exported/<architecture> if None. A bundle there is replaced.
+        output: the folder to write; exported/<architecture> if None. A whole bundle there is replaced, see
+            staging.
         weights: a weights file of any format that checkpoints.read_checkpoint reads; fresh weights if None.
         numerics: `standard` or `edifice`; if None, that of the weights' origin, standard for fresh ones.
         graph: `window`, for a whole window at once; `stream`, for one frame at a time with a state (and `prefill`, for
