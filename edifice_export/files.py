@@ -38,13 +38,14 @@ def check_output(path: Path) -> tuple[int, ...] | None:
     """Which file an output would replace, and in which state it is; None if there is none.
 
     Raises:
-        RequestError: a folder, a symbolic link or a device is there.
-        OSError: it can't be looked at.
+        RequestError: a folder, a symbolic link or a device is there, or it can't be looked at.
     """
     try:
         found = os.lstat(path)
     except FileNotFoundError:
         return None
+    except OSError as error:
+        raise RequestError(f"{path}: can't be written: {error.strerror}; name another place") from error
     if stat.S_ISLNK(found.st_mode):
         raise RequestError(f"{path}: is a symbolic link; name the file that it leads to")
     if stat.S_ISDIR(found.st_mode):

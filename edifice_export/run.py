@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from .errors import RequestError
-from .files import check_output, is_within, same_file
+from .files import is_within, same_file
 from .runtime.model import Model
 from .runtime.recording import iter_windows, open_output, open_recording, window_starts
 
@@ -159,7 +159,6 @@ def stream_recording(
 def _check_target(model: Model, source: Path, target: Path) -> None:
     if same_file(source, target):
         raise RequestError(f"--output {target}: is the input, {source}; name another file")
-    check_output(target)
     if is_within(target, model.bundle.path):
         raise RequestError(
             f"--output {target}: is inside the bundle, which holds its own files only; name another place"
