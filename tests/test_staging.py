@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -76,6 +77,12 @@ def hide_behind_a_link(target: Path) -> None:
     target.symlink_to("moved")
 
 
+def link_within(target: Path) -> None:
+    """The same content, by a link that doesn't leave the bundle."""
+    (target / "window/model.onnx").unlink()
+    (target / "window/model.onnx").symlink_to("../weights.safetensors")
+
+
 def vouch_for_a_photo(target: Path, **fields: Any) -> None:
     shutil.rmtree(target)
     target.mkdir()
@@ -96,6 +103,7 @@ COMES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "folder": (lambda target: (target / "mine").mkdir(), "holds mine, which is not of the bundle"),
     "link": (lambda target: (target / "notes").symlink_to("../notes"), "holds notes, which is not of the bundle"),
     "dangling link": (lambda target: (target / "window/x").symlink_to("nowhere"), "holds window/x, which is not"),
+    "link for a file": (lambda target: link_within(target), "holds window/model.onnx, which is not of the bundle"),
     "pipe": (lambda target: os.mkfifo(target / "pipe"), "holds pipe, which is not of the bundle"),
     "edit": (lambda target: (target / "window/model.onnx").write_text("won"), "window/model.onnx .* was changed"),
     "loss": (lambda target: (target / "weights.safetensors").unlink(), "weights.safetensors .* is missing or"),
@@ -368,6 +376,25 @@ def test_who_writes_is_not_disturbed(tmp_path: Path, way: Callable[[Path, str], 
     assert len(refused) == 1
     assert (what_is_at(place) if way is build else place.read_text()) == "first"
     assert sorted(os.listdir(tmp_path)) == ["other", "place"]
+
+
+def test_a_lock_on_what_was_just_removed_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who held it may remove it between the moment that another opens it and the one that he locks it."""
+    real, removed = fcntl.flock, []
+
+    def flock(file: int, how: int) -> None:
+        real(file, how)
+        if not removed:
+            removed.append(os.readlink(f"/proc/self/fd/{file}"))
+            os.unlink(removed[0])
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with staging(tmp_path / "bot") as folder:
+        fill(folder, "new")
+        with pytest.raises(RequestError, match="another process is writing it"):
+            build(tmp_path / "bot", "second")
+    assert removed
+    assert what_is_at(tmp_path / "bot") == "new"
 
 
 def test_a_place_without_locks_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
