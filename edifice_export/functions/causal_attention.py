@@ -12,7 +12,7 @@ __all__ = ["OP"]
 def AttendMasked(query, key, value, num_heads: int, epsilon: float):
     """Masked matrix products.
 
-    Epsilon is at most MAX_ATTENTION_EPSILON, which float32 and float16 can't add to a denominator of at least 1: the
+    Epsilon is at most attention.MAX_EPSILON, which float32 and float16 can't add to a denominator of at least 1: the
     plain softmax gives the same numbers.
     """
     heads = op.Reshape(op.Constant(value_int=num_heads), op.Constant(value_ints=[1]))
