@@ -2,17 +2,18 @@
 
 from onnxscript import graph, script
 
-from .domain import EDIFICE, op
-from .lowering import Call, Lowering, Op
+from edifice_reference.ops import causal_attention
 
-__all__ = ["OP"]
+from .domain import EDIFICE, op
+from .lowering import Call, Lowering
+from .registry import register
 
 
 @script(EDIFICE, default_opset=op)
 def AttendMasked(query, key, value, num_heads: int, epsilon: float):
     """Masked matrix products.
 
-    Epsilon is at most attention.MAX_EPSILON, which float32 and float16 can't add to a denominator of at least 1: the
+    Epsilon is at most MAX_ATTENTION_EPSILON, which float32 and float16 can't add to a denominator of at least 1: the
     plain softmax gives the same numbers.
     """
     heads = op.Reshape(op.Constant(value_int=num_heads), op.Constant(value_ints=[1]))
@@ -136,7 +137,8 @@ def _prefer(call: Call) -> tuple[str, str]:
     return "blocks", f"{queries} queries, and no branch for {call.target}"
 
 
-OP = Op(
+register(
+    causal_attention,
     (
         Lowering("masked", CausalAttention),
         Lowering("either", CausalAttentionEither),

@@ -11,6 +11,7 @@ Read-outs and queries may be fewer than the frames: they are then those of the l
 
 from __future__ import annotations
 
+from .attention import MAX_ATTENTION_EPSILON
 from .causal_attention import causal_attention
 from .causal_conv1d import causal_conv1d
 from .cumulative_scan import cumulative_scan
@@ -22,6 +23,7 @@ from .selective_scan import selective_scan
 from .sliding_attention import sliding_attention
 
 __all__ = [
+    "MAX_ATTENTION_EPSILON",
     "causal_attention",
     "causal_conv1d",
     "cumulative_scan",

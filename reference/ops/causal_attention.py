@@ -44,7 +44,7 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor, num_heads: int, 
         [batch, sequence, width].
 
     Raises:
-        ValueError: epsilon is above MAX_EPSILON.
+        ValueError: epsilon is above MAX_ATTENTION_EPSILON.
     """
     q, k, v = (split_heads(t, num_heads) for t in (query, key, value))
     length, seen = q.shape[2], k.shape[2]

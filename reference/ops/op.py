@@ -17,7 +17,7 @@ from typing import Any, Generic, ParamSpec, TypedDict, TypeVar, Unpack, cast
 import torch
 from torch import Tensor
 
-__all__ = ["NAMESPACE", "Case", "DeclaredOp", "Facts", "declare", "plain_definitions"]
+__all__ = ["NAMESPACE", "Case", "DeclaredOp", "Facts", "declare", "declared", "plain_definitions"]
 
 NAMESPACE = "edifice"
 """Of the ops that are declared here."""
@@ -70,7 +70,7 @@ class DeclaredOp(Generic[P, R]):
         inputs: its tensors; those that may be None stand last.
         optional: those.
         attributes: its other arguments, with their types in torch's schema.
-        place: the module and the name that it was declared under.
+        place: the file that it was declared in, and the definition's name there.
         shapes: this and what follows as declared, see Facts.
     """
 
@@ -90,20 +90,39 @@ class DeclaredOp(Generic[P, R]):
     ends_with_state: bool
     integers: frozenset[str]
     cases: tuple[Case, ...]
-    custom: torch._library.custom_ops.CustomOpDef = dataclasses.field(init=False)
+    custom: torch._library.custom_ops.CustomOpDef | None = None
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """The registered op; within plain_definitions the definition itself."""
-        return self.definition(*args, **kwargs) if _plain else cast(R, self.custom(*args, **kwargs))
+        return self.definition(*args, **kwargs) if _plain else cast(R, self.registered(*args, **kwargs))
 
     @property
     def qualified(self) -> str:
         """Such as edifice::selective_scan."""
         return f"{self.namespace}::{self.name}"
 
+    def register(self) -> None:
+        """Makes it a custom op of torch."""
+        self.custom = torch.library.custom_op(self.qualified, self.definition, mutates_args=())
+        self.custom.register_fake(self._fake)
+        self.custom.register_autograd(functools.partial(_backward, self.definition), setup_context=_setup_context)
+        functools.update_wrapper(self, self.definition)
+
+    def _fake(self, *inputs: Any) -> Any:
+        """Outputs without values, from inputs of which the last may be left out."""
+        given = inspect.signature(self.definition).bind(*inputs)
+        given.apply_defaults()
+        if self.shapes is not None:
+            shapes = self.shapes(*given.args)
+        else:
+            shapes = [inputs[0].shape, *(given.arguments[state].shape for state in self.states)]
+        outputs = [inputs[0].new_empty(shape) for shape in shapes]
+        return outputs[0] if len(outputs) == 1 else tuple(outputs)
+
     @property
     def registered(self) -> torch._ops.OpOverload:
         """What stands for it in torch's graphs."""
+        assert self.custom is not None
         return self.custom._opoverload
 
     @property
@@ -150,8 +169,8 @@ def declare(name: str | None = None, **facts: Unpack[Facts]) -> Callable[[Callab
     """
 
     def decorate(definition: Callable[P, R]) -> DeclaredOp[P, R]:
-        op = _declared(name or f"{NAMESPACE}::{definition.__name__}", definition, facts)
-        _register(op)
+        op = declared(name or f"{NAMESPACE}::{definition.__name__}", definition, facts)
+        op.register()
         return op
 
     return decorate
@@ -160,8 +179,8 @@ def declare(name: str | None = None, **facts: Unpack[Facts]) -> Callable[[Callab
 _QUALIFIED = re.compile(r"([a-z][a-z0-9_]*)::([a-z][a-z0-9]*(?:_[a-z0-9]+)*)")
 
 
-def _declared(name: str, definition: Callable[P, R], facts: Facts) -> DeclaredOp[P, R]:
-    """Everything about an op that can be known before it is registered."""
+def declared(name: str, definition: Callable[P, R], facts: Facts) -> DeclaredOp[P, R]:
+    """declare, without registering it yet."""
 
     def demand(is_so: bool, problem: str) -> None:
         if not is_so:
@@ -177,6 +196,10 @@ def _declared(name: str, definition: Callable[P, R], facts: Facts) -> DeclaredOp
     states, streamed = tuple(facts.get("states", ())), tuple(facts.get("streamed", ()))
     integers, read_out, sees = frozenset(facts.get("integers", ())), facts.get("read_out"), facts.get("sees")
 
+    unknown = facts.keys() - Facts.__annotations__.keys()
+    demand(not unknown, f"{', '.join(sorted(unknown))}: no such thing is declared of an op")
+    for key in ("streamed", "states", "integers"):
+        demand(not isinstance(facts.get(key), str), f"{key} is a list of names")
     named = {*streamed, *states, *integers, *([read_out] if read_out else [])}
     named |= {sees[0]} if isinstance(sees, tuple) else set()
     demand(named <= {*inputs}, f"{', '.join(sorted(named - {*inputs}))}: no such input; there are {', '.join(inputs)}")
@@ -200,7 +223,7 @@ def _declared(name: str, definition: Callable[P, R], facts: Facts) -> DeclaredOp
         inputs=inputs,
         optional=optional,
         attributes={argument.name: str(argument.type) for argument in schema.arguments if argument not in tensors},
-        place=(definition.__module__, definition.__qualname__),
+        place=(inspect.getfile(definition), definition.__qualname__),
         shapes=facts.get("shapes"),
         streamed=streamed,
         states=states,
@@ -228,26 +251,6 @@ def _with_frames(definition: Callable[P, R], streamed: Sequence[str]) -> Callabl
         return cast(R, (y.squeeze(1), *states))
 
     return define
-
-
-def _register(op: DeclaredOp[..., Any]) -> None:
-    """Makes it a custom op of torch."""
-    signature = inspect.signature(op.definition)
-
-    def fake(*inputs: Any) -> Any:
-        given = signature.bind(*inputs)
-        given.apply_defaults()
-        if op.shapes is not None:
-            shapes = op.shapes(*given.args)
-        else:
-            shapes = [inputs[0].shape, *(given.arguments[state].shape for state in op.states)]
-        outputs = [inputs[0].new_empty(shape) for shape in shapes]
-        return outputs[0] if len(outputs) == 1 else tuple(outputs)
-
-    op.custom = torch.library.custom_op(op.qualified, op.definition, mutates_args=())
-    op.custom.register_fake(fake)
-    op.custom.register_autograd(functools.partial(_backward, op.definition), setup_context=_setup_context)
-    functools.update_wrapper(op, op.definition)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:  # noqa: ARG001

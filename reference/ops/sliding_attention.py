@@ -78,7 +78,7 @@ def sliding_attention(
         [batch, sequence, width], and the rings of keys and of values after the last frame.
 
     Raises:
-        ValueError: epsilon is above MAX_EPSILON.
+        ValueError: epsilon is above MAX_ATTENTION_EPSILON.
     """
     (batch, length), window = query.shape[:2], past_key.shape[2]
     frames = torch.arange(window + length, device=query.device)
