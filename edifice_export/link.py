@@ -10,10 +10,11 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
+from .body_names import body_name
 from .errors import CheckError
 from .functions import HELPERS, LOWERINGS, op_of_node
 from .functions.domain import VERSION
-from .functions.lowering import Body, Call, Choice, Op, body_name
+from .functions.lowering import Body, Call, Choice, Op
 from .manifest import LOWERING, REASON
 from .specification import BATCH, SEQUENCE
 
@@ -30,9 +31,7 @@ IR_VERSION = 10
 
 
 def link(model: ir.Model, length: int | None = None, target: str = "portable") -> onnx.ModelProto:
-    """Chooses a lowering for each op and attaches its body, which the node then calls by the body's own name.
-
-    Overloads of one name would do as well, had runtimes below 1.27 not taken one for another, without a word.
+    """Chooses a lowering for each op and attaches its body, which the node then calls: see body_names.
 
     Args:
         model: an abstract graph; it is not changed.
@@ -57,7 +56,7 @@ def link(model: ir.Model, length: int | None = None, target: str = "portable") -
             sizes += _give_zeros(linked, proto, node, op)
         outputs = _used_outputs(node)
         del proto.output[outputs:]
-        proto.op_type = body_name(op.op_type, choice.lowering, outputs)
+        proto.op_type = body_name(op.op_type, choice.lowering.name, choice.lowering.inputs, outputs)
         for attribute, (index, axis) in choice.lowering.sizes.items():
             known = sizes[index]
             assert known is not None

@@ -40,6 +40,7 @@ from op_cases import (
 )
 from torch import Tensor, nn
 
+from edifice_export.body_names import op_of
 from edifice_export.defaults import OPSETS
 from edifice_export.functions import LOWERINGS
 from edifice_export.link import link
@@ -76,7 +77,9 @@ def test_every_op_has_a_function_and_no_function_is_idle(name: str) -> None:
         assert (node.domain, node.op_type) == (op.domain, op.op_type)
         functions = {function.name: function for function in graph.linked.functions}
         called = {inner.op_type for function in functions.values() for inner in nodes(function.node) if inner.domain}
-        assert set(functions) == {camel(op)} | called
+        (body,) = (node.op_type for node in graph.linked.graph.node if node.domain)
+        assert op_of(body) == op.op_type
+        assert set(functions) == {body} | called
         assert len(functions) == len(graph.linked.functions)
         onnx.checker.check_model(graph.linked, full_check=True)
 
