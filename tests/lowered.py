@@ -99,6 +99,20 @@ def nodes(of: Any) -> list[onnx.NodeProto]:
 RINGS = ("past_key", "past_value")
 
 
+def _is_frame(case: Case, given: Arguments) -> bool:
+    return bool(case.op.states) and given[case.op.inputs[0]].ndim == 2
+
+
+def _shape(case: Case, name: str, value: Tensor, is_frame: bool) -> tuple[int | str, ...]:
+    if name in case.streamed and not is_frame:
+        # Keys that reach further back than queries have a length of their own; a single read-out is just one.
+        length = 1 if name == case.read_out and value.shape[1] == 1 else f"length{value.shape[1]}"
+        return ("batch", length, *value.shape[2:])
+    if name in RINGS:
+        return ("batch", value.shape[1], "window", value.shape[3])
+    return ("batch", *value.shape[1:])
+
+
 def registered(case: Case) -> Op:
     """The op of a case, with its lowerings."""
     return next(op for op in LOWERINGS.values() if op.declared is case.op)
@@ -217,20 +231,6 @@ def _lower(case: Case, given: Arguments, entering: tuple[str, ...]) -> Lowered:
     module = Calls(case.op, given, entering)
     abstract = trace(module, inputs, outputs, 20)
     return Lowered(ir.to_proto(abstract), link(abstract))
-
-
-def _is_frame(case: Case, given: Arguments) -> bool:
-    return bool(case.op.states) and given[case.op.inputs[0]].ndim == 2
-
-
-def _shape(case: Case, name: str, value: Tensor, is_frame: bool) -> tuple[int | str, ...]:
-    if name in case.streamed and not is_frame:
-        # Keys that reach further back than queries have a length of their own; a single read-out is just one.
-        length = 1 if name == case.read_out and value.shape[1] == 1 else f"length{value.shape[1]}"
-        return ("batch", length, *value.shape[2:])
-    if name in RINGS:
-        return ("batch", value.shape[1], "window", value.shape[3])
-    return ("batch", *value.shape[1:])
 
 
 @functools.cache

@@ -158,7 +158,7 @@ def declare(name: str | None = None, **facts: Unpack[Facts]) -> Callable[[Callab
 
     The definition takes tensors, among them those that may be None (`Tensor | None = None`) last, and numbers; it
     returns y, or a tuple of y and the states after the last frame. Everything has annotations, from which torch makes
-    its schema. Outputs are of the first input's type and share no memory with inputs.
+    its schema. Outputs are of the first input's type, and share no memory with an input or another output.
 
     Args:
         name: `namespace::name`; `edifice::` and the definition's own name if None.
@@ -219,7 +219,7 @@ def declared(name: str, definition: Callable[P, R], facts: Facts) -> DeclaredOp[
     return DeclaredOp(
         namespace=matched[1],
         name=matched[2],
-        definition=_with_frames(definition, streamed) if states else definition,
+        definition=_completed(definition, streamed, bool(states)),
         inputs=inputs,
         optional=optional,
         attributes={argument.name: str(argument.type) for argument in schema.arguments if argument not in tensors},
@@ -236,19 +236,20 @@ def declared(name: str, definition: Callable[P, R], facts: Facts) -> DeclaredOp[
     )
 
 
-def _with_frames(definition: Callable[P, R], streamed: Sequence[str]) -> Callable[P, R]:
-    """The definition for sequences, and for one frame as a sequence of one."""
+def _completed(definition: Callable[P, R], streamed: Sequence[str], takes_frames: bool) -> Callable[P, R]:
+    """The definition, with outputs that lie in memory as torch is told, and for one frame as a sequence of one."""
     signature = inspect.signature(definition)
 
     @functools.wraps(definition)
     def define(*args: P.args, **kwargs: P.kwargs) -> R:
         given = signature.bind(*args, **kwargs).arguments
-        if next(iter(given.values())).ndim != 2:
-            return definition(*args, **kwargs)
-        y, *states = cast(Any, definition)(
-            **{name: value.unsqueeze(1) if name in streamed else value for name, value in given.items()}
-        )
-        return cast(R, (y.squeeze(1), *states))
+        is_frame = takes_frames and next(iter(given.values())).ndim == 2
+        if is_frame:
+            given |= {name: given[name].unsqueeze(1) for name in streamed if given.get(name) is not None}
+        found = cast(Any, definition)(**given)
+        y, *states = found if isinstance(found, tuple) else (found,)
+        outputs = [(y.squeeze(1) if is_frame else y).contiguous(), *(state.contiguous() for state in states)]
+        return cast(R, tuple(outputs) if isinstance(found, tuple) else outputs[0])
 
     return define
 
