@@ -57,10 +57,8 @@ def _check(op: Op, helpers: dict[str, Body]) -> None:
     name = op.declared.qualified
     held = LOWERINGS.get(f"{op.domain}::{op.op_type}")
     if held is not None and held.declared.place != op.declared.place:
-        place = ".".join(held.declared.place)
-        raise RequestError(
-            f"op {name}: {place} has registered {held.declared.qualified}; give one of them another name"
-        )
+        file, function = held.declared.place
+        raise RequestError(f"op {name} is registered already, by {function} in {file}; give one of them another name")
     for argument, kind in op.declared.attributes.items():
         if kind not in ATTRIBUTES:
             raise RequestError(

@@ -121,9 +121,8 @@ class DeclaredOp(Generic[P, R]):
 
     @property
     def registered(self) -> torch._ops.OpOverload:
-        """What stands for it in torch's graphs."""
-        assert self.custom is not None
-        return self.custom._opoverload
+        """What stands for it in torch's graphs: of the last one that was registered by this name."""
+        return cast(torch._ops.OpOverload, getattr(getattr(torch.ops, self.namespace), self.name).default)
 
     @property
     def outputs(self) -> int:
