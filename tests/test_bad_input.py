@@ -25,6 +25,7 @@ from safetensors.numpy import save_file
 
 import edifice_export as ee
 from edifice_export import export, reference_model
+from edifice_export.body_names import op_of
 from edifice_export.manifest import FileEntry, GraphEntry, Manifest
 from edifice_export.runtime.providers import all_providers, why_not_usable
 from edifice_export.specification import TensorSpec

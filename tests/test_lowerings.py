@@ -35,9 +35,9 @@ from op_cases import (
 )
 from torch import Tensor, nn
 
+from edifice_export.body_names import op_of
 from edifice_export.defaults import OPSETS
 from edifice_export.functions import LOWERINGS
-from edifice_export.body_names import op_of
 from edifice_export.link import link
 from edifice_export.runtime.providers import ORT_ERRORS
 from edifice_export.specification import TensorSpec
