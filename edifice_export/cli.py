@@ -193,9 +193,7 @@ def inspect(
     graph: Annotated[
         str | None, typer.Option(metavar="NAME", help="Of a bundle: window, stream or prefill [default: the first].")
     ] = None,
-    explained: Annotated[
-        bool, typer.Option("--explain", help="Show which body each edifice op got, and why.")
-    ] = False,
+    explained: Annotated[bool, typer.Option("--explain", help="Show which body each edifice op got, and why.")] = False,
     as_json: Json = False,
 ) -> None:
     """Show what a graph holds and costs."""

@@ -544,6 +544,7 @@ def test_every_target_builds_and_verifies(
     lowering, why = ("plain", f"{WINDOW} frames, at most") if TARGETS[target] else ("blocked", target)
     assert first["op"] == "SelectiveScan"
     assert first["lowering"] == lowering
+    assert first["body"] == f"SelectiveScan_{lowering}_6to1"
     assert why in first["why"]
 
 
@@ -579,9 +580,10 @@ def test_explain_follows_the_graph(capfd: Capture, any_bundle: ee.Bundle) -> Non
     """Every edifice op is there, in the graph's order, of whichever graph."""
     for graph in any_bundle.manifest.graphs:
         model = onnx.load(any_bundle.file(any_bundle.manifest.graphs[graph].model))
-        names = [node.name for node in model.graph.node if node.domain == "edifice"]
+        called = [(node.name, node.op_type) for node in model.graph.node if node.domain == "edifice"]
         found = explained(capfd, str(any_bundle.path), f"--graph={graph}")
-        assert [entry["node"] for entry in found] == names
+        assert [(entry["node"], entry["body"]) for entry in found] == called
+        assert all(entry["body"].startswith(f"{entry['op']}_{entry['lowering']}_") for entry in found)
         if graph == "stream":
             assert {entry["lowering"] for entry in found if entry["op"] == "SelectiveScan"} == {"frame"}
 

@@ -89,7 +89,9 @@ def main(graphs: str, provider: str) -> None:
             found = outcome(lambda bundle=bundle: of_reader(bundle, provider))
         else:
             model = Path(each["model"])
-            found = outcome(lambda bundle=bundle, each=each, model=model: of_graph(bundle, each["graph"], model, provider))
+            found = outcome(
+                lambda bundle=bundle, each=each, model=model: of_graph(bundle, each["graph"], model, provider)
+            )
         print(json.dumps([each["name"], *found]), flush=True)
 
 

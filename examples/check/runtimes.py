@@ -78,7 +78,7 @@ class Graph:
         name: in the table, or of the reader.
         bundle: folder of the bundle that has its test data.
         graph: which of its graphs.
-        model: the file to run, which may be linked otherwise than the bundle's; None for all of the bundle by its reader.
+        model: the file to run, which may be linked otherwise than the bundle's; None for all of it, by the reader.
     """
 
     name: str
@@ -99,6 +99,11 @@ class Result:
     found: dict[str, tuple[str, float | str]]
 
     @property
+    def label(self) -> str:
+        """The package and its version, and the provider if not the CPU's."""
+        return f"{self.package} {self.version}" + ("" if self.provider == CPU else ", OpenVINO")
+
+    @property
     def is_taken(self) -> bool:
         """Whether readers are to take it."""
         return tuple(map(int, self.version.split(".")[:2])) >= OLDEST and self.provider == CPU
@@ -110,7 +115,7 @@ class Result:
             bad = {name: told for name, told in self.found.items() if told[0] != "right"}
         else:
             bad = {name: told for name, told in self.found.items() if _is_reader(name) and told[0] != "refused"}
-        return [f"{self.package} {self.version}, {self.provider}: {name} is {told}" for name, told in bad.items()]
+        return [f"{self.label}: {name} is {told}" for name, told in bad.items()]
 
 
 def _is_reader(name: str) -> bool:
@@ -123,7 +128,7 @@ def build(folder: Path) -> list[Graph]:
     for name in ARCHITECTURES:
         graphs += _of_bundle(name, ee.build(name, output=folder / name, **SIZES))
     seen = _bodies(Path(each.model) for each in graphs if each.model is not None)
-    for name, options in {**dict.fromkeys(ARCHITECTURES, {}), **OTHERS}.items():
+    for name, options in {**{name: {} for name in ARCHITECTURES}, **OTHERS}.items():
         bundle = folder / name
         if name in OTHERS:
             ee.build(name.split(",")[0], output=bundle, graph="window", **SIZES | options)
@@ -142,7 +147,7 @@ def _of_bundle(name: str, bundle: ee.Bundle) -> Iterator[Graph]:
 
 
 def _linked(bundle: ee.Bundle, seen: set[str]) -> Iterator[onnx.ModelProto]:
-    """A bundle's window graph, linked for other lengths and targets, as long as that brings a body that was not seen."""
+    """A bundle's window graph, linked for other lengths and targets: each that brings a body that was not seen."""
     from edifice_export.graphs import entry
     from edifice_export.link import link
     from edifice_export.passes import optimize
@@ -231,12 +236,11 @@ def table(results: Sequence[Result]) -> str:
     columns = [f"{name} {graph}" for name in ARCHITECTURES for graph in ("window", "stream", "prefill")]
     lines = [["runtime", *columns, "other bodies", "reader"], ["---"] * (len(columns) + 3)]
     for result in results:
-        where = "" if result.provider == CPU else ", OpenVINO"
         others = [told for name, told in result.found.items() if name.startswith("other, ")]
         reader = [told for name, told in result.found.items() if _is_reader(name)]
         cells = [_cell([result.found[name]] if name in result.found else []) for name in columns]
         taken = "refuses" if all(told[0] == "refused" for told in reader) else _cell(reader)
-        lines.append([f"{result.package} {result.version}{where}", *cells, _cell(others), taken])
+        lines.append([result.label, *cells, _cell(others), taken])
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
@@ -253,13 +257,17 @@ def _cell(told: Sequence[tuple[str, float | str]]) -> str:
 
 
 def notes(results: Sequence[Result]) -> str:
-    """What was said, once each, and which versions said it."""
-    said: dict[str, list[str]] = {}
+    """What was said, once each, by which versions and of which graphs."""
+    said: dict[str, list[tuple[str, str]]] = {}
     for result in results:
         for name, (kind, text) in result.found.items():
             if kind in ("refused", "crashed") and not _is_reader(name):
-                said.setdefault(f"{name} is {kind}: {text}", []).append(f"{result.package} {result.version}")
-    return "".join(f"- {', '.join(versions)}: {text}\n" for text, versions in said.items())
+                said.setdefault(f"{kind}: {str(text)[:240]}", []).append((result.label, name))
+    lines = []
+    for text, places in said.items():
+        versions, graphs = (", ".join(dict.fromkeys(each)) for each in zip(*places, strict=True))
+        lines.append(f"- {versions}: {graphs}: {text}\n")
+    return "".join(lines)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
