@@ -115,7 +115,9 @@ class Case:
     @property
     def bodies(self) -> list[str]:
         """Names of all bodies of the op for sequences."""
-        return list(dict.fromkeys(each.name for each in LOWERINGS[self.node].lowerings if not each.is_frame))
+        return list(
+            dict.fromkeys(each.name for each in LOWERINGS[f"edifice::{self.node}"].lowerings if not each.is_frame)
+        )
 
     def define(self, given: Arguments) -> Tensor:
         """What the definition gives."""

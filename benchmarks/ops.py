@@ -71,9 +71,9 @@ def abstract_of(case: Case, given: Arguments) -> ir.Model:
 
 def only(case: Case, body: str) -> Any:
     """Has linking know but one body of an op."""
-    known = LOWERINGS[case.node]
+    known = LOWERINGS[f"edifice::{case.node}"]
     kept = tuple(each for each in known.lowerings if each.name == body)
-    return mock.patch.dict(LOWERINGS, {case.node: dataclasses.replace(known, lowerings=kept)})
+    return mock.patch.dict(LOWERINGS, {f"edifice::{case.node}": dataclasses.replace(known, lowerings=kept)})
 
 
 def run_of(linked: onnx.ModelProto, given: Arguments) -> Callable[[], Tensor]:
@@ -202,9 +202,9 @@ def write(text: str, cases: Sequence[Case], results: Sequence[Result], output: P
 def check_cases() -> None:
     """Refuses to leave out an op that has several bodies."""
     covered = {case.node for case in CASES}
-    for name, op in LOWERINGS.items():
-        if len({each.name for each in op.lowerings if not each.is_frame}) > 1 and name not in covered:
-            raise SystemExit(f"{name} has several bodies and no case here; add one to CASES")
+    for op in LOWERINGS.values():
+        if len({each.name for each in op.lowerings if not each.is_frame}) > 1 and op.op_type not in covered:
+            raise SystemExit(f"{op.op_type} has several bodies and no case here; add one to CASES")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

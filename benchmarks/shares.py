@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 import onnxruntime
 
+from edifice_export.body_names import op_of
 from edifice_export.functions.domain import EDIFICE
 
 __all__ = ["KINDS", "shares"]
@@ -91,7 +92,7 @@ def _ops_of_functions(functions: Iterable[onnx.FunctionProto]) -> dict[str, str]
     """The edifice op that each function is a body of, or is called by bodies of."""
     called: dict[str, set[str]] = {}
     for function in functions:
-        called.setdefault(function.name, set()).update(_calls(function.node))
+        called.setdefault(op_of(function.name), set()).update(_calls(function.node))
     ops: dict[str, str] = {}
 
     def note(name: str, op: str) -> None:
@@ -107,7 +108,7 @@ def _ops_of_functions(functions: Iterable[onnx.FunctionProto]) -> dict[str, str]
 def _calls(nodes: Iterable[onnx.NodeProto]) -> Iterator[str]:
     for node in nodes:
         if node.domain == EDIFICE.domain:
-            yield node.op_type
+            yield op_of(node.op_type)
         for attribute in node.attribute:
             yield from _calls(attribute.g.node)
 
@@ -116,6 +117,6 @@ def _kind(node: dict[str, Any], ops: dict[str, str]) -> str:
     name: str = node["name"]
     if not name.startswith(_INLINED):
         return "dense products" if node["args"]["op_name"] in _PRODUCTS else "the rest"
-    op = ops[name.removeprefix(_INLINED).split("_")[0]]
+    op = ops[op_of(name.removeprefix(_INLINED))]
     kinds = {"Scan": "recurrences", "Attention": "attention", "Conv": "convolutions"}
     return next((kind for part, kind in kinds.items() if part in op), "the rest")

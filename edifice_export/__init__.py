@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from .doctor import diagnose
     from .errors import CheckError, ExportError, RequestError
     from .export import build
+    from .functions.lowering import Call, Lowering
+    from .functions.own_op import op
     from .inspection import inspect_model
     from .parity import verify
     from .runtime.model import Model, load
@@ -34,9 +36,11 @@ __all__ = [
     "BenchReport",
     "BenchResult",
     "Bundle",
+    "Call",
     "CheckError",
     "Conversion",
     "ExportError",
+    "Lowering",
     "Model",
     "RequestError",
     "Scaffold",
@@ -49,6 +53,7 @@ __all__ = [
     "from_edifice",
     "inspect_model",
     "load",
+    "op",
     "scaffold",
     "to_edifice",
     "verify",
@@ -58,9 +63,11 @@ _HOMES = {
     "BenchReport": "benchmark.results",
     "BenchResult": "benchmark.results",
     "Bundle": "bundle",
+    "Call": "functions.lowering",
     "CheckError": "errors",
     "Conversion": "conversion",
     "ExportError": "errors",
+    "Lowering": "functions.lowering",
     "Model": "runtime.model",
     "RequestError": "errors",
     "Scaffold": "samples",
@@ -73,6 +80,7 @@ _HOMES = {
     "from_edifice": "checkpoints",
     "inspect_model": "inspection",
     "load": "runtime.model",
+    "op": "functions.own_op",
     "scaffold": "samples",
     "to_edifice": "checkpoints",
     "verify": "parity",

@@ -194,9 +194,7 @@ def inspect(
     graph: Annotated[
         str | None, typer.Option(metavar="NAME", help="Of a bundle: window, stream or prefill [default: the first].")
     ] = None,
-    explained: Annotated[
-        bool, typer.Option("--explain", help="Show which lowering each edifice op got, and why.")
-    ] = False,
+    explained: Annotated[bool, typer.Option("--explain", help="Show which body each edifice op got, and why.")] = False,
     as_json: Json = False,
 ) -> None:
     """Show what a graph holds and costs."""
@@ -210,7 +208,7 @@ def inspect(
     print_table([("model", model), *rows_of(inspection)])
     if explained:
         typer.echo()
-        print_table([("node", "op", "lowering", "why"), *(tuple(each.values()) for each in lowerings)])
+        print_table([("node", "op", "lowering", "body", "why"), *(tuple(each.values()) for each in lowerings)])
 
 
 @app.command()

@@ -7,6 +7,7 @@ from pathlib import Path
 import onnx
 from google.protobuf.message import DecodeError
 
+from .body_names import op_of
 from .bundle import open_bundle
 from .errors import RequestError
 from .inspection import Inspection, inspect_model
@@ -59,7 +60,7 @@ def explain(model: str | Path) -> list[dict[str, str]]:
     """Which lowering each edifice op of a model got, and why; nothing for models that this package did not make.
 
     Returns:
-        Of each node its `node`, `op`, `lowering` and `why`, in the graph's order.
+        Of each node its `node`, `op`, `lowering`, `body` (the function that it calls) and `why`, in the graph's order.
     """
     try:
         graph = onnx.load(model, load_external_data=False).graph
@@ -69,9 +70,8 @@ def explain(model: str | Path) -> list[dict[str, str]]:
     for node in graph.node:
         said = {entry.key: entry.value for entry in node.metadata_props}
         if LOWERING in said:
-            found.append(
-                {"node": node.name, "op": node.op_type, "lowering": said[LOWERING], "why": said.get(REASON, "")}
-            )
+            called = {"op": op_of(node.op_type), "lowering": said[LOWERING], "body": node.op_type}
+            found.append({"node": node.name, **called, "why": said.get(REASON, "")})
     return found
 
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 
+from .body_names import body_name
 from .errors import CheckError
-from .functions import HELPERS, LOWERINGS
-from .functions.domain import EDIFICE
-from .functions.lowering import Body, Call, Choice
+from .functions import HELPERS, LOWERINGS, op_of_node
+from .functions.domain import VERSION
+from .functions.lowering import Body, Call, Choice, Op
 from .manifest import LOWERING, REASON
 from .specification import BATCH, SEQUENCE
 
@@ -26,11 +27,11 @@ Sizes = list[Dims]
 """Of every input of a node."""
 
 IR_VERSION = 10
-"""Old enough for runtimes of 2024; the first in which functions of one name can have several bodies."""
+"""Old enough for runtimes of 2024; the first in which nodes have metadata."""
 
 
 def link(model: ir.Model, length: int | None = None, target: str = "portable") -> onnx.ModelProto:
-    """Chooses a lowering for each edifice op and attaches its body. Nodes of one op may have different ones.
+    """Chooses a lowering for each op and attaches its body, which the node then calls: see body_names.
 
     Args:
         model: an abstract graph; it is not changed.
@@ -45,34 +46,35 @@ def link(model: ir.Model, length: int | None = None, target: str = "portable") -
     """
     linked = ir.to_proto(model)
     linked.ir_version = IR_VERSION
-    nodes = [node for node in model.graph if node.domain == EDIFICE.domain]
-    choices = {node.name: _choose(node, _call(node, length, target)) for node in nodes}
-    overloads = _overloads(nodes, choices)
-    bodies: dict[tuple[str, str], tuple[Body, int, list[Sizes]]] = {}
+    chosen = [(node, op, _choose(node, op, _call(node, length, target))) for node, op in _ops(model)]
+    bodies: dict[str, tuple[Body, int, list[Sizes]]] = {}
     protos = {node.name: node for node in linked.graph.node}
-    for node in nodes:
-        choice, proto = choices[node.name], protos[node.name]
+    for node, op, choice in chosen:
+        proto = protos[node.name]
         sizes = [_sizes_of(value) for value in node.inputs]
         if choice.lowering.inputs > len(node.inputs):
-            sizes.append(_give_zeros(linked, proto, node))
-        proto.overload, outputs = overloads[node.name]
+            sizes += _give_zeros(linked, proto, node, op)
+        outputs = _used_outputs(node)
         del proto.output[outputs:]
+        proto.op_type = body_name(op.op_type, choice.lowering.name, choice.lowering.inputs, outputs)
         for attribute, (index, axis) in choice.lowering.sizes.items():
             known = sizes[index]
             assert known is not None
             proto.attribute.append(onnx.helper.make_attribute(attribute, known[axis]))
         for key, value in ((LOWERING, choice.lowering.name), (REASON, choice.why)):
             proto.metadata_props.add(key=key, value=value)
-        bodies.setdefault((node.op_type, proto.overload), (choice.lowering.body, outputs, []))[2].append(sizes)
+        bodies.setdefault(_qualified(proto), (choice.lowering.body, outputs, []))[2].append(sizes)
+    functions: list[onnx.FunctionProto] = []
     helpers: dict[str, list[Sizes]] = {}
-    for (name, overload), (body, outputs, calls) in sorted(bodies.items(), key=lambda item: item[0]):
-        _attach(linked, body.to_function_proto(), name, overload, outputs, calls, helpers)
+    for name, (body, outputs, calls) in sorted(bodies.items(), reverse=True):
+        functions.append(_function(linked, body, name, outputs, calls, helpers))
     done: set[str] = set()
     while waiting := set(helpers) - done:
         name = max(waiting, key=lambda name: (_depth(name), name))
         done.add(name)
-        body = HELPERS[name].to_function_proto()
-        _attach(linked, body, name, "", len(body.output), helpers[name], helpers)
+        body = HELPERS[name]
+        functions.append(_function(linked, body, name, len(body.to_function_proto().output), helpers[name], helpers))
+    linked.functions.extend(reversed(functions))  # what is called comes before what calls it
     return linked
 
 
@@ -88,40 +90,41 @@ def check(path: Path) -> None:
         raise CheckError(f"the linked graph does not pass ONNX's checker: {str(error).strip()}") from error
 
 
-def _choose(node: ir.Node, call: Call) -> Choice:
-    if node.op_type not in LOWERINGS:
-        raise CheckError(f"op {EDIFICE.domain}::{node.op_type} has no function body; there are: {', '.join(LOWERINGS)}")
-    choice = LOWERINGS[node.op_type].choose(call)
+def _ops(model: ir.Model) -> Iterator[tuple[ir.Node, Op]]:
+    """The nodes that are ops."""
+    domains = {op.domain for op in LOWERINGS.values()}
+    for node in model.graph:
+        op = op_of_node(node)
+        if op is not None:
+            yield node, op
+        elif node.domain in domains:
+            raise CheckError(
+                f"op {node.domain}::{node.op_type} has no function body; there are: {', '.join(LOWERINGS)}"
+            )
+
+
+def _choose(node: ir.Node, op: Op, call: Call) -> Choice:
+    choice = op.choose(call)
     if choice is None:
-        raise CheckError(f"{node.name}: {EDIFICE.domain}::{node.op_type} has no body for {len(node.inputs)} inputs")
+        form = "one frame with " if op.declared.states and call.is_frame else ""
+        raise CheckError(f"{node.name}: {node.domain}::{node.op_type} has no body for {form}{len(node.inputs)} inputs")
     return choice
 
 
-def _overloads(nodes: Sequence[ir.Node], choices: Mapping[str | None, Choice]) -> dict[str | None, tuple[str, int]]:
-    """Of each node, which body of its op's it calls ("" if all have the same), and how many of its outputs are used.
-
-    Bodies of one lowering differ in how many inputs they take, and in how many outputs are left of them.
-    """
-    kinds = {}
-    for node in nodes:
-        used = [index for index, value in enumerate(node.outputs, 1) if value.uses() or value.is_graph_output()]
-        lowering = choices[node.name].lowering
-        kinds[node.name] = (node.op_type, lowering.name, lowering.inputs, max(used, default=1))
-    several = {
-        kind[0] for kind in kinds.values() if len({other for other in kinds.values() if other[0] == kind[0]}) > 1
-    }
-    result: dict[str | None, tuple[str, int]] = {}
-    for name, (op, called, inputs, outputs) in kinds.items():
-        result[name] = (f"{called}_{inputs}_{outputs}" if op in several else "", outputs)
-    return result
+def _used_outputs(node: ir.Node) -> int:
+    """How many outputs of a node there must be: up to the last that anything reads."""
+    used = [index for index, value in enumerate(node.outputs, 1) if value.uses() or value.is_graph_output()]
+    return max(used, default=1)
 
 
 def _depth(helper: str) -> int:
     """How many helpers deep a helper calls others: what calls others comes before them."""
-    called = {
-        node.op_type for node in _all_nodes(HELPERS[helper].to_function_proto().node) if node.domain == EDIFICE.domain
-    }
-    return 1 + max(map(_depth, called), default=0)
+    called = {_qualified(node) for node in _all_nodes(HELPERS[helper].to_function_proto().node)}
+    return 1 + max(map(_depth, called & HELPERS.keys()), default=0)
+
+
+def _qualified(node: onnx.NodeProto) -> str:
+    return f"{node.domain}::{node.op_type}"
 
 
 def _call(node: ir.Node, length: int | None, target: str) -> Call:
@@ -169,61 +172,65 @@ def _expected(size: int | ir.SymbolicDim, length: int | None) -> int | None:
     return length + int(added[1] or 0) if added and length is not None else None
 
 
-def _give_zeros(model: onnx.ModelProto, proto: onnx.NodeProto, node: ir.Node) -> Dims:
-    """Gives a node the state that it starts from: zeros, one for all of a batch, of the size of the state it leaves."""
-    sizes = _sizes_of(node.outputs[-1])
-    if sizes is None or None in sizes[1:]:
-        raise CheckError(f"{node.name}: the size of its state is not known")
-    shape = (1, *(size for size in sizes[1:] if size is not None))
-    name = f"zeros_{'x'.join(map(str, shape))}"
-    if name not in {tensor.name for tensor in model.graph.initializer}:
-        model.graph.initializer.append(onnx.numpy_helper.from_array(np.zeros(shape, np.float32), name))
-    proto.input.append(name)
-    return shape
+def _give_zeros(model: onnx.ModelProto, proto: onnx.NodeProto, node: ir.Node, op: Op) -> Sizes:
+    """Gives a node the states that it starts from: zeros, one for all of a batch, of the sizes of those it leaves."""
+    given = []
+    for state in op.declared.inputs[len(node.inputs) :]:
+        sizes = _sizes_of(node.outputs[1 + op.declared.states.index(state)])
+        if sizes is None or None in sizes[1:]:
+            raise CheckError(f"{node.name}: the size of its state is not known")
+        shape = (1, *(size for size in sizes[1:] if size is not None))
+        name = f"zeros_{'x'.join(map(str, shape))}"
+        if name not in {tensor.name for tensor in model.graph.initializer}:
+            model.graph.initializer.append(onnx.numpy_helper.from_array(np.zeros(shape, np.float32), name))
+        proto.input.append(name)
+        given.append(shape)
+    return list(given)
 
 
-def _attach(
+def _function(
     model: onnx.ModelProto,
-    body: onnx.FunctionProto,
+    body: Body,
     name: str,
-    overload: str,
     outputs: int,
     calls: Sequence[Sizes],
     helpers: dict[str, list[Sizes]],
-) -> None:
-    """Adds a function under this name, with constants for the sizes that are the same at all of its calls.
+) -> onnx.FunctionProto:
+    """A function of this name, with constants for the sizes that are the same at all of its calls.
 
     A runtime makes everything that is computed from constants when it loads a model, and from shapes at every run.
 
     Args:
-        model: what it is added to.
-        body: the function.
-        name: what it is to be called.
-        overload: which of the bodies of this name it is.
+        model: what it is for.
+        body: what it computes.
+        name: its domain and what it is to be called.
         outputs: how many of its outputs are read; what only others need is left out.
         calls: at each call, what is known of the shapes of its inputs.
         helpers: the helpers that it calls are noted here, with what is known of the shapes of their inputs.
     """
-    body.name, body.overload = name, overload
-    _cut(body, outputs)
+    function = body.to_function_proto()
+    function.domain, _, function.name = name.partition("::")
+    _cut(function, outputs)
     shapes = {
         value: dims[0] if all(other == dims[0] for other in dims) else None
-        for value, dims in zip(body.input, zip(*calls, strict=True), strict=True)
+        for value, dims in zip(function.input, zip(*calls, strict=True), strict=True)
     }
-    for node in _all_nodes(body.node):
+    for node in _all_nodes(function.node):
         node.name = node.output[0]  # the variable's name in the function's source
-        if node.domain == EDIFICE.domain:
-            helpers.setdefault(node.op_type, []).append([shapes.get(value) for value in node.input])
+        if _qualified(node) in HELPERS:
+            helpers.setdefault(_qualified(node), []).append([shapes.get(value) for value in node.input])
         elif node.op_type == "Shape":
             _make_constant(node, shapes.get(node.input[0]))
-    versions = {entry.domain: entry.version for entry in model.opset_import}
-    imported = {entry.domain for entry in body.opset_import}
+    imported = {entry.domain for entry in function.opset_import}
     # onnxscript leaves out what only graphs inside a function use.
-    for domain in sorted({node.domain for node in _all_nodes(body.node)} - imported):
-        body.opset_import.append(onnx.helper.make_opsetid(domain, versions[domain]))
-    for version in body.opset_import:
-        version.version = versions[version.domain]
-    model.functions.append(body)
+    for domain in sorted({node.domain for node in _all_nodes(function.node)} - imported):
+        function.opset_import.append(onnx.helper.make_opsetid(domain, VERSION))
+    versions = {entry.domain: entry.version for entry in model.opset_import}
+    for entry in function.opset_import:
+        entry.version = versions.get(entry.domain, VERSION)
+        if entry.domain not in versions:
+            model.opset_import.append(entry)
+    return function
 
 
 def _all_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:

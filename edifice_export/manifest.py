@@ -21,8 +21,8 @@ __all__ = [
 ]
 
 MANIFEST = "manifest.json"
-SCHEMA_VERSION = 3
-"""1 had no states; 2 did not say whether passes were applied, and had one body for each op."""
+SCHEMA_VERSION = 4
+"""1 had no states; 2 did not say whether passes were applied, and had one body for each op; 3 had many of one name."""
 GRAPHS = ("window", "stream", "prefill")
 """A whole window; one frame from a state to the next; a piece of any length from a state to the next."""
 

@@ -1,4 +1,4 @@
-"""Translations: the edifice ops as torch's exporter is to have them, each a node of domain `edifice`."""
+"""Translations: the ops as torch's exporter is to have them, each a node of the op's domain."""
 
 from __future__ import annotations
 
@@ -9,20 +9,19 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import onnx
-import torch
 from onnxscript import values
 
-from edifice_reference import ops
-
-from .functions.domain import EDIFICE
+from .errors import CheckError
+from .functions import LOWERINGS
+from .functions.domain import VERSION
+from .functions.lowering import Op
 
 __all__ = ["parsed_once", "translations"]
 
 
 def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
-    """For torch's exporter: every edifice op becomes a node of the same name in camel case."""
-    overloads = (getattr(getattr(torch.ops, ops.NAMESPACE), name).default for name in ops.OPS)
-    return {overload: _translation(overload) for overload in overloads}
+    """For torch's exporter: every registered op becomes a node of the same name in camel case."""
+    return {op.declared.registered: _translation(op) for op in LOWERINGS.values()}
 
 
 @contextlib.contextmanager
@@ -43,38 +42,48 @@ _PARSES = _TRACED.function_ir
 _parsed = functools.cache(_PARSES.fget)
 
 
-def _translation(overload: torch._ops.OpOverload) -> Callable[..., Any]:
-    arguments = overload._schema.arguments
-    tensors = [argument for argument in arguments if str(argument.type) in _PRESENCE]
-    attributes = {argument.name: str(argument.type) for argument in arguments if argument not in tensors}
-    name = "".join(part.capitalize() for part in overload._opname.split("_"))
+def _translation(op: Op) -> Callable[..., Any]:
+    """Of a torch call its node, whose schema is made from torch's."""
+    declared, domain = op.declared, values.Opset(op.domain, VERSION)
+    arguments = declared.registered._schema.arguments
+    defaults = {each.name: each.default_value for each in arguments if each.name in declared.attributes}
+    presence = onnx.defs.OpSchema.FormalParameterOption
     schema = onnx.defs.OpSchema(
-        name,
-        EDIFICE.domain,
-        EDIFICE.version,
+        op.op_type,
+        domain.domain,
+        domain.version,
         inputs=[
             onnx.defs.OpSchema.FormalParameter(
-                tensor.name, _INTEGERS.get(tensor.name, "T"), param_option=_PRESENCE[str(tensor.type)]
+                name,
+                "tensor(int64)" if name in declared.integers else "T",
+                param_option=presence.Optional if name in declared.optional else presence.Single,
             )
-            for tensor in tensors
+            for name in declared.inputs
         ],
-        outputs=[
-            onnx.defs.OpSchema.FormalParameter(f"output_{index}", "T") for index in range(len(overload._schema.returns))
-        ],
+        outputs=[onnx.defs.OpSchema.FormalParameter(f"output_{index}", "T") for index in range(declared.outputs)],
         type_constraints=[("T", ["tensor(float)", "tensor(double)"], "")],
-        attributes=[onnx.defs.OpSchema.Attribute(name, _ATTRIBUTES[kind][1]) for name, kind in attributes.items()],
+        attributes=[
+            onnx.defs.OpSchema.Attribute(name, _ATTRIBUTES[kind][1]) for name, kind in declared.attributes.items()
+        ],
     )
-    op = values.Op(EDIFICE, name, schema)
+    node = values.Op(domain, op.op_type, schema)
 
     def translate(*args: Any, **kwargs: Any) -> Any:
         # By name: a schema lists its attributes in alphabetical order, not in the torch op's.
-        given = dict(zip((argument.name for argument in arguments), args, strict=False)) | kwargs
-        found = [given.pop(tensor.name, None) for tensor in tensors]
-        return op(*(value for value in found if value is not None), **given)
+        given = defaults | dict(zip((argument.name for argument in arguments), args, strict=False)) | kwargs
+        found = [given.pop(name, None) for name in declared.inputs]
+        while found and found[-1] is None:
+            found.pop()
+        if any(value is None for value in found):
+            missing = declared.inputs[found.index(None)]
+            raise CheckError(
+                f"{declared.qualified} is called without {missing} and with {declared.inputs[len(found) - 1]}"
+            )
+        return node(*found, **given)
 
     # The exporter reads from the signature what is a tensor and what an attribute.
-    annotations = {name: _ATTRIBUTES[kind][0] for name, kind in attributes.items()}
-    translate.__name__ = name
+    annotations = {name: _ATTRIBUTES[kind][0] for name, kind in declared.attributes.items()}
+    translate.__name__ = op.op_type
     translate.__annotations__ = annotations
     translate.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
         [
@@ -88,14 +97,5 @@ def _translation(overload: torch._ops.OpOverload) -> Callable[..., Any]:
     )
     return translate
 
-
-_PRESENCE = {
-    "Tensor": onnx.defs.OpSchema.FormalParameterOption.Single,
-    "Optional[Tensor]": onnx.defs.OpSchema.FormalParameterOption.Optional,
-}
-"""Types of torch's schemas that are inputs; optional ones stand last, so that leaving them out moves no other."""
-
-_INTEGERS = {"position": "tensor(int64)"}
-"""Inputs that are not of the type that an op computes in."""
 
 _ATTRIBUTES = {"int": (int, onnx.defs.OpSchema.AttrType.INT), "float": (float, onnx.defs.OpSchema.AttrType.FLOAT)}

@@ -126,8 +126,8 @@ class CausalAttention(nn.Module):
             ring = past["key"], past["value"], past["position"]
             y, key, value = ops.sliding_attention(q, k, v, self.num_heads, self.epsilon, *ring, *sinks)
             return self.out_proj(y), {"key": key, "value": value}
-        seen = [prepend(sink, new) for sink, new in zip(sinks, (k, v), strict=True)] if sinks else [k, v]
-        y = ops.causal_attention(q, *seen, self.num_heads, self.epsilon)
+        key, value = (prepend(sink, new) for sink, new in zip(sinks, (k, v), strict=True)) if sinks else (k, v)
+        y = ops.causal_attention(q, key, value, self.num_heads, self.epsilon)
         return self.out_proj(y), {"key": k, "value": v}
 
 

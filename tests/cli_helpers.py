@@ -186,13 +186,14 @@ def replace_bodies(
     monkeypatch: pytest.MonkeyPatch, op: str, change: Callable[[Any], Any], lowering: str | None = None
 ) -> None:
     """Changes the bodies of an op, or those of one of its lowerings alone."""
-    known = functions.LOWERINGS[op]
+    key = f"edifice::{op}"
+    known = functions.LOWERINGS[key]
     changed = tuple(
         dataclasses.replace(each, body=change(each.body)) if lowering in (None, each.name) else each
         for each in known.lowerings
     )
     assert changed != known.lowerings
-    monkeypatch.setitem(functions.LOWERINGS, op, dataclasses.replace(known, lowerings=changed))
+    monkeypatch.setitem(functions.LOWERINGS, key, dataclasses.replace(known, lowerings=changed))
 
 
 @contextmanager

@@ -1,11 +1,11 @@
-"""Edifice ops as ONNX graphs of one node, traced, linked, and run by ONNX Runtime."""
+"""Ops as ONNX graphs of one node, traced, linked, and run by ONNX Runtime."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 from unittest import mock
 
@@ -14,22 +14,23 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 import torch
-from op_cases import CASES, RINGS, SIZES, Arguments, Case
+from op_cases import CASES, FROM_ZEROS, SIZES, Arguments, Case, arguments
 from torch import Tensor, nn
 
 from edifice_export.functions import LOWERINGS
+from edifice_export.functions.lowering import Call, Lowering, Op
 from edifice_export.link import link
 from edifice_export.specification import TensorSpec
 from edifice_export.trace import trace
-from edifice_reference import ops
+from edifice_reference.ops.op import DeclaredOp
 
 
 class Calls(nn.Module):
     """A module that is one call of an op: what enters it are its inputs, other tensors its parameters."""
 
-    def __init__(self, op: str, given: Arguments, entering: list[str]) -> None:
+    def __init__(self, op: DeclaredOp[..., Any], given: Arguments, entering: Sequence[str]) -> None:
         super().__init__()
-        self.op, self.given, self.entering = getattr(ops, op), given, entering
+        self.op, self.given, self.entering = op, given, entering
         for name, value in given.items():
             if isinstance(value, Tensor) and name not in entering:
                 self.register_parameter(name, nn.Parameter(value, requires_grad=False))
@@ -95,75 +96,11 @@ def nodes(of: Any) -> list[onnx.NodeProto]:
     return found
 
 
-def camel(op: str) -> str:
-    """The name of an op's node."""
-    return "".join(part.capitalize() for part in op.split("_"))
+RINGS = ("past_key", "past_value")
 
 
-FEWER = {"direct": [1, 3], "last": [1], "powers": [1], "state": [1]}
-"""Lowerings that read out the last frames alone, and how many of them. "direct" reads out all as well."""
-
-_OTHERS = {
-    "diagonal_scan": {"either"},
-    "linear_scan": {"blocked"},
-    "linear_scan_own": {"chunked", "either", "masked"},
-    "selective_scan": {"last", "powers", "state"},
-}
-"""Lowerings that are not for a case when it reads out all frames."""
-
-
-def lowerings_of(name: str) -> list[str]:
-    """Names of the lowerings of a case for sequences that read out all frames."""
-    known = LOWERINGS[camel(CASES[name].op)].lowerings
-    return sorted({each.name for each in known if not each.is_frame} - _OTHERS.get(name, set()))
-
-
-each_lowering = pytest.mark.parametrize(
-    ("name", "lowering"), [(name, lowering) for name in CASES for lowering in lowerings_of(name)]
-)
-each_lowering_with_a_memory = pytest.mark.parametrize(
-    ("name", "lowering"),
-    [(name, lowering) for name, case in CASES.items() if case.memory for lowering in lowerings_of(name)],
-)
-
-
-@contextlib.contextmanager
-def only(op: str, lowering: str) -> Iterator[None]:
-    """Has linking know but one lowering of an op for sequences, beside those for frames."""
-    known = LOWERINGS[camel(op)]
-    kept = tuple(each for each in known.lowerings if each.name == lowering or each.is_frame)
-    with mock.patch.dict(LOWERINGS, {camel(op): dataclasses.replace(known, lowerings=kept)}):
-        yield
-
-
-def lower(case: Case, given: Arguments, entering: tuple[str, ...] = (), lowering: str | None = None) -> Lowered:
-    """The op traced in float32, with a free batch and free lengths; of attention that slides also a free window.
-
-    Args:
-        entering: the arguments that are inputs of the graph, if not case.entering.
-        lowering: the one to take for sequences, if not the one that is preferred.
-    """
-    with only(case.op, lowering) if lowering is not None else contextlib.nullcontext():
-        return _lower(case, given, entering)
-
-
-def _lower(case: Case, given: Arguments, entering: tuple[str, ...]) -> Lowered:
-    given = {
-        name: value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
-        for name, value in given.items()
-    }
-    entering = tuple(name for name in given if name in (entering or case.entering))
-    is_frame = given[case.streamed[0]].ndim == 2
-    shapes = {name: _shape(case, name, given[name], is_frame) for name in entering}
-    inputs = [TensorSpec(name, "int64" if name == "position" else "float32", shapes[name]) for name in entering]
-    y, *states = (value.shape for value in case.define(given))
-    lead = shapes[case.read_out][: 1 if is_frame else 2]
-    outputs = [TensorSpec("y", "float32", (*lead, *y[len(lead) :]))]
-    for name, state in zip(case.memory or ("state",), states, strict=False):
-        outputs.append(TensorSpec(f"{name}_after", "float32", shapes.get(name, ("batch", *state[1:]))))
-    module = Calls(case.op, given, list(entering))
-    abstract = trace(module, inputs, outputs, 20)
-    return Lowered(ir.to_proto(abstract), link(abstract))
+def _is_frame(case: Case, given: Arguments) -> bool:
+    return bool(case.op.states) and given[case.op.inputs[0]].ndim == 2
 
 
 def _shape(case: Case, name: str, value: Tensor, is_frame: bool) -> tuple[int | str, ...]:
@@ -174,6 +111,126 @@ def _shape(case: Case, name: str, value: Tensor, is_frame: bool) -> tuple[int | 
     if name in RINGS:
         return ("batch", value.shape[1], "window", value.shape[3])
     return ("batch", *value.shape[1:])
+
+
+def registered(case: Case) -> Op:
+    """The op of a case, with its lowerings."""
+    return next(op for op in LOWERINGS.values() if op.declared is case.op)
+
+
+def fitting(case: Case, given: Arguments) -> list[Lowering]:
+    """The lowerings of a call: its inputs have free sizes, its parameters are constants."""
+    inputs = {name: given[name] for name in case.op.inputs if name in given}
+    is_frame = _is_frame(case, given)
+    shapes = {
+        name: _shape(case, name, value, is_frame) if name in case.entering else tuple(value.shape)
+        for name, value in inputs.items()
+    }
+    expected = {
+        name: tuple(size if isinstance(size, int) else None for size in shape) for name, shape in shapes.items()
+    }
+    constants = (None if name in case.entering else value.numpy() for name, value in inputs.items())
+    return registered(case).fitting(Call(tuple(shapes.values()), tuple(expected.values()), tuple(constants)))
+
+
+Way = tuple[str, Case, Arguments]
+"""To call an op: the name of a case, and that case with arguments, from zeros or not, for all read-outs or not."""
+
+
+def _each_body(ways: Iterable[Way]) -> dict[tuple[Any, ...], Lowering]:
+    """Lowerings by name of a case and of the lowering, and what else tells ways apart: no body twice."""
+    found: dict[tuple[Any, ...], Lowering] = {}
+    for name, case, given in ways:
+        for each in fitting(case, given):
+            if each.body not in [other.body for other in found.values()]:
+                found[name, each.name] = each
+    return found
+
+
+def _arguments(name: str) -> Arguments:
+    return CASES[name].arguments(SIZES | {"prefix": 0})
+
+
+WHOLE = _each_body((name, case, _arguments(name)) for name, case in CASES.items())
+"""For sequences that read out all frames, from whatever state."""
+
+FRESH = _each_body((name, *CASES[name].without_memory(_arguments(name))) for name in FROM_ZEROS)
+"""The same from zeros."""
+
+
+def _last(frames: int) -> dict[tuple[Any, ...], Lowering]:
+    names = [name for name, case in CASES.items() if case.op.read_out and (frames == 1 or not case.op.reads_one_or_all)]
+    whole = _each_body((name, CASES[name], CASES[name].last(arguments(name), frames)) for name in names)
+    fresh = _each_body(
+        (name, case, case.last(given, frames))
+        for name in names
+        if name in FROM_ZEROS
+        for case, given in [CASES[name].without_memory(arguments(name))]
+    )
+    return {(*key, frames, False): each for key, each in whole.items()} | {
+        (*key, frames, True): each for key, each in fresh.items()
+    }
+
+
+LAST = _last(1) | _last(3)
+"""For sequences of which the last frames alone are read out: how many, and whether from zeros."""
+
+FRAMES = _each_body((name, case, case.piece(arguments(name), 0)) for name, case in CASES.items() if case.memory)
+"""For single frames."""
+
+
+def lowerings_of(name: str) -> list[str]:
+    """Names of the lowerings of a case for sequences that read out all frames; those that are another's left out."""
+    return sorted(lowering for case, lowering in WHOLE if case == name)
+
+
+each_lowering = pytest.mark.parametrize(("name", "lowering"), list(WHOLE))
+each_lowering_with_a_memory = pytest.mark.parametrize(
+    ("name", "lowering"), [(name, lowering) for name, lowering in WHOLE if CASES[name].memory]
+)
+each_lowering_from_zeros = pytest.mark.parametrize(("name", "lowering"), list(FRESH))
+each_lowering_of_the_last_frames = pytest.mark.parametrize(("name", "lowering", "frames", "fresh"), list(LAST))
+
+
+@contextlib.contextmanager
+def only(case: Case, lowering: str) -> Iterator[None]:
+    """Has linking know but one lowering of an op for sequences, beside those for frames."""
+    known = registered(case)
+    kept = tuple(each for each in known.lowerings if each.name == lowering or each.is_frame)
+    key = f"{known.domain}::{known.op_type}"
+    with mock.patch.dict(LOWERINGS, {key: dataclasses.replace(known, lowerings=kept)}):
+        yield
+
+
+def lower(case: Case, given: Arguments, entering: tuple[str, ...] = (), lowering: str | None = None) -> Lowered:
+    """The op traced in float32, with a free batch and free lengths; of attention that slides also a free window.
+
+    Args:
+        entering: the arguments that are inputs of the graph, if not case.entering.
+        lowering: the one to take for sequences, if not the one that is preferred.
+    """
+    with only(case, lowering) if lowering is not None else contextlib.nullcontext():
+        return _lower(case, given, entering)
+
+
+def _lower(case: Case, given: Arguments, entering: tuple[str, ...]) -> Lowered:
+    given = {
+        name: value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
+        for name, value in given.items()
+    }
+    entering = tuple(name for name in given if name in (entering or case.entering))
+    is_frame = _is_frame(case, given)
+    shapes = {name: _shape(case, name, given[name], is_frame) for name in entering}
+    dtypes = {name: "int64" if name in case.op.integers else "float32" for name in entering}
+    inputs = [TensorSpec(name, dtypes[name], shapes[name]) for name in entering]
+    y, *states = (value.shape for value in case.define(given))
+    lead = shapes[case.read_out][: 1 if is_frame else 2]
+    outputs = [TensorSpec("y", "float32", (*lead, *y[len(lead) :]))]
+    for name, state in zip(case.op.states, states, strict=True):
+        outputs.append(TensorSpec(f"{name}_after", "float32", shapes.get(name, ("batch", *state[1:]))))
+    module = Calls(case.op, given, entering)
+    abstract = trace(module, inputs, outputs, 20)
+    return Lowered(ir.to_proto(abstract), link(abstract))
 
 
 @functools.cache

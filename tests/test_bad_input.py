@@ -24,6 +24,7 @@ from safetensors.numpy import save_file
 
 import edifice_export as ee
 from edifice_export import export, reference_model
+from edifice_export.body_names import op_of
 from edifice_export.manifest import FileEntry, GraphEntry, Manifest
 from edifice_export.runtime.providers import all_providers, why_not_usable
 from edifice_export.specification import TensorSpec
@@ -377,16 +378,16 @@ def test_bad_manifest(
 
 
 @pytest.mark.parametrize(
-    ("op", "node"),
+    ("body", "node"),
     [
-        ("SelectiveScan", "blocks.0.mamba/selective_scan"),
-        ("CausalAttention", "blocks.0.attention/causal_attention"),
+        ("SelectiveScan_plain_6to1", "blocks.0.mamba/selective_scan"),
+        ("CausalAttention_blocks_3to1", "blocks.0.attention/causal_attention"),
     ],
 )
 @pytest.mark.usefixtures("bot")
-def test_failed_parity(capfd: Capture, monkeypatch: pytest.MonkeyPatch, op: str, node: str) -> None:
-    helpers.replace_bodies(monkeypatch, op, helpers.negated)
+def test_failed_parity(capfd: Capture, monkeypatch: pytest.MonkeyPatch, body: str, node: str) -> None:
+    helpers.replace_bodies(monkeypatch, op_of(body), helpers.negated)
     message = refused(capfd, *tiny_build("hymba", "--graph=window"), status=1)
     assert "hymba was not written: " in message
     assert "cases agree with the float64 reference" in message
-    assert f"the first node that departs is {node} (edifice::{op}), by" in message
+    assert f"the first node that departs is {node} (edifice::{body}), by" in message

@@ -25,7 +25,7 @@ from edifice_export.manifest import LOWERING
 from edifice_export.runtime.providers import ORT_ERRORS
 from edifice_reference import ops
 
-BODIES = [each.name for each in LOWERINGS["FftConv"].lowerings]
+BODIES = [each.name for each in LOWERINGS["edifice::FftConv"].lowerings]
 TRANSFORMS = [name for name in BODIES if name != "taps"]
 
 each_body = pytest.mark.parametrize("body", BODIES)
@@ -209,7 +209,7 @@ def choose(window: int | str, channels: int | str = 256, is_constant: bool = Tru
     shapes = (("batch", "sequence", channels), (window, channels))
     expected = tuple(tuple(size if isinstance(size, int) else None for size in shape) for shape in shapes)
     values = np.zeros((1, 1), np.float32) if is_constant else None
-    choice = LOWERINGS["FftConv"].choose(Call(shapes, expected, (None, values), target))
+    choice = LOWERINGS["edifice::FftConv"].choose(Call(shapes, expected, (None, values), target))
     assert choice is not None
     return choice
 

@@ -169,7 +169,7 @@ def environment(folder: Path, *requirements: str | Path) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("version", ["1.30.0", "1.31.1"])
+@pytest.mark.parametrize("version", ["1.24.1", "1.31.1", "1.32.0"])
 def test_a_slim_deployment_on_each_onnxruntime(wheel: Path, tmp_path: Path, version: str) -> None:
     python = environment(tmp_path / "venv", f"onnxruntime=={version}")
     subprocess.run([python, "-m", "pip", "install", "-q", "--no-deps", wheel], check=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,8 +13,10 @@ import onnxruntime as ort
 import pytest
 import torch
 from lowered import nodes as all_nodes
+from onnx.reference import ReferenceEvaluator
 from torch import Tensor, nn
 
+from edifice_export.body_names import body_name, op_of
 from edifice_export.errors import CheckError
 from edifice_export.functions import LOWERINGS
 from edifice_export.functions.linear_scan import MASKED
@@ -32,9 +36,9 @@ def traced(module: nn.Module, *shapes: tuple[int | str, ...]) -> ir.Model:
     return trace(module, [X], outputs, 20)
 
 
-def overloads(model: onnx.ModelProto, op: str) -> list[tuple[str, int]]:
-    """Of each body of an op, what it is called and how many outputs it has."""
-    return sorted((body.overload, len(body.output)) for body in model.functions if body.name == op)
+def bodies(model: onnx.ModelProto, op: str) -> list[str]:
+    """The names of an op's bodies, in the graph's order."""
+    return [body.name for body in model.functions if op_of(body.name) == op]
 
 
 def said(model: onnx.ModelProto) -> list[dict[str, str]]:
@@ -85,12 +89,51 @@ def test_nodes_of_one_op_may_have_different_bodies() -> None:
         assert [each[LOWERING] for each in said(linked)] == [name, name, name, "blocked"]
         nodes = [node for node in linked.graph.node if node.domain]
         assert [len(node.output) for node in nodes] == [1, 1, 2, 1]
-        bodies = overloads(linked, "LinearScan")
-        assert {node.overload for node in nodes} == {overload for overload, _ in bodies}
-        assert len({overload for overload, _ in bodies}) == len(bodies)
         # A body with a state and one without are two where the lowering has both.
-        assert len(bodies) == (4 if name == "masked" else 3)
+        inputs = 2 if name == "masked" else 3
+        assert [node.op_type for node in nodes] == [
+            f"LinearScan_{name}_{inputs}to1",
+            f"LinearScan_{name}_3to1",
+            f"LinearScan_{name}_{inputs}to2",
+            "LinearScan_blocked_3to1",
+        ]
+        assert sorted({node.op_type for node in nodes}) == bodies(linked, "LinearScan")
         assert_right(linked, module)
+
+
+def test_no_two_functions_have_a_name_and_what_is_called_comes_first() -> None:
+    """Runtimes below 1.27 take overloads of one name for one another; ONNX's own evaluator reads functions in turn."""
+    module = Scans()
+    for length, target in ((None, "portable"), (MASKED, "portable"), (MASKED, "dml")):
+        linked = link(traced(module, X.shape, ("batch", 4)), length, target)
+        known: set[str] = set()
+        for function in linked.functions:
+            assert not function.overload
+            assert function.name not in known
+            assert {node.op_type for node in all_nodes(function.node) if node.domain} <= known
+            known.add(function.name)
+        assert {node.op_type for node in linked.graph.node if node.domain} <= known
+        assert not any(node.overload for node in all_nodes(linked.graph.node))
+    x = torch.randn(2, 5, 4, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = module(x)
+    for found, wanted in zip(ReferenceEvaluator(linked).run(None, {"x": x.numpy()}), expected, strict=True):
+        torch.testing.assert_close(torch.from_numpy(found), wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", [name for name, op in LOWERINGS.items() if op.domain == "edifice"])
+def test_the_names_that_kernels_go_by_are_those_of_the_page(name: str) -> None:
+    """docs/kernels.md lists every body that a graph may hold, and no other."""
+    page = (Path(__file__).parents[1] / "docs/kernels.md").read_text(encoding="utf-8")
+    op = LOWERINGS[name]
+    listed = [found for found in re.findall(r"`(\w+_\d+to\d+)`", page) if op_of(found) == op.op_type]
+    possible = {
+        body_name(op.op_type, each.name, each.inputs, outputs)
+        for each in op.lowerings
+        for outputs in range(1, op.declared.outputs + 1)
+    }
+    assert sorted(listed) == sorted(possible)
+    assert len(possible) == len({found.lower() for found in possible})
 
 
 def test_zeros_that_nodes_start_from_are_one_constant() -> None:
@@ -118,7 +161,7 @@ class Same(nn.Module):
 def test_nodes_that_do_not_differ_share_a_body() -> None:
     module = Same()
     linked = link(traced(module, X.shape), 50)
-    assert overloads(linked, "LinearScan") == [("", 1)]
+    assert bodies(linked, "LinearScan") == ["LinearScan_either_3to1"]
     assert len(said(linked)) == 2
     assert_right(linked, module)
 
@@ -141,7 +184,8 @@ def test_what_is_not_read_is_not_computed() -> None:
     y, state = ("batch", "sequence", 1, 4), ("batch", 1, 3, 4)
     both, first = Reads(True), Reads(False)
     whole, part = link(traced(both, y, state), 50, "dml"), link(traced(first, y), 50, "dml")
-    assert [overloads(model, "DiagonalScan") for model in (whole, part)] == [[("", 2)], [("", 1)]]
+    assert bodies(whole, "DiagonalScan") == ["DiagonalScan_masked_4to2"]
+    assert bodies(part, "DiagonalScan") == ["DiagonalScan_masked_4to1"]
     assert "StateAfter" in {function.name for function in whole.functions}
     assert "StateAfter" not in {function.name for function in part.functions}
     for model, module in ((whole, both), (part, first)):
@@ -201,8 +245,6 @@ def test_a_choice_knows_what_sizes_are_made_for(
 def test_nothing_but_a_state_may_be_left_out(name: str) -> None:
     """With one input less than that, no body fits."""
     op = LOWERINGS[name]
-    fewest = min(each.inputs for each in op.lowerings) - 1
-    most = max(each.inputs for each in op.lowerings) - 1
-    for given in range(1, fewest + 1):
+    for given in range(1, min(each.inputs for each in op.lowerings)):
         call = Call((("batch", "sequence", 4),) * given, ((1, None, 4),) * given, (None,) * given)
-        assert bool(op.fitting(call)) == (op.starts_from_zero and given == most)
+        assert bool(op.fitting(call)) == (op.declared.fresh <= given)

@@ -1,4 +1,4 @@
-"""The ONNX functions of the edifice ops compute what the torch definitions do."""
+"""The ONNX functions of the ops compute what the torch definitions do."""
 
 from __future__ import annotations
 
@@ -13,15 +13,20 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lowered import (
-    FEWER,
+    FRAMES,
+    FRESH,
+    LAST,
+    WHOLE,
     Lowered,
-    camel,
     each_lowering,
+    each_lowering_from_zeros,
+    each_lowering_of_the_last_frames,
     each_lowering_with_a_memory,
     frame_graph,
     lower,
     lowerings_of,
     nodes,
+    registered,
     sequence_graph,
 )
 from op_cases import (
@@ -35,6 +40,7 @@ from op_cases import (
 )
 from torch import Tensor, nn
 
+from edifice_export.body_names import op_of
 from edifice_export.defaults import OPSETS
 from edifice_export.functions import LOWERINGS
 from edifice_export.link import link
@@ -65,14 +71,15 @@ def forms(name: str) -> list[tuple[Lowered, Arguments]]:
 
 @each_op
 def test_every_op_has_a_function_and_no_function_is_idle(name: str) -> None:
-    op = CASES[name].op
-    assert set(LOWERINGS) == {camel(known) for known in ops.OPS}
+    op = registered(CASES[name])
     for graph, _ in forms(name):
         (node,) = graph.abstract.graph.node
-        assert (node.domain, node.op_type) == ("edifice", camel(op))
+        assert (node.domain, node.op_type) == (op.domain, op.op_type)
         functions = {function.name: function for function in graph.linked.functions}
         called = {inner.op_type for function in functions.values() for inner in nodes(function.node) if inner.domain}
-        assert set(functions) == {camel(op)} | called
+        (body,) = (node.op_type for node in graph.linked.graph.node if node.domain)
+        assert op_of(body) == op.op_type
+        assert set(functions) == {body} | called
         assert len(functions) == len(graph.linked.functions)
         onnx.checker.check_model(graph.linked, full_check=True)
 
@@ -91,7 +98,7 @@ def test_functions_are_valid_in_every_opset(name: str, opset: int) -> None:
         onnx.checker.check_model(graph.linked, full_check=True)
         for function in graph.linked.functions:
             imported = {(entry.domain, entry.version) for entry in function.opset_import}
-            assert imported - {("edifice", 1)} <= {("", opset)}
+            assert imported - {("edifice", 1), ("mine", 1)} <= {("", opset)}
         assert_agree(graph(values), CASES[name].define(values))
 
 
@@ -179,11 +186,9 @@ def test_one_memory_serves_every_entry_of_a_batch(name: str, is_frame: bool) -> 
             assert_agree(graph(drawn), case.define(drawn))
 
 
-@each_lowering_with_a_memory
+@each_lowering_from_zeros
 def test_no_memory_is_one_of_zeros(name: str, lowering: str) -> None:
     """As in the graph of a window; the state that is left is read too."""
-    if CASES[name].op == "sliding_attention":
-        return  # it always has its rings
     case, given = CASES[name].without_memory(arguments(name))
     graph = lower(case, given, lowering=lowering)
     onnx.checker.check_model(graph.linked, full_check=True)
@@ -193,25 +198,9 @@ def test_no_memory_is_one_of_zeros(name: str, lowering: str) -> None:
         assert_agree(graph(drawn), case.define(drawn))
 
 
-@pytest.mark.parametrize("fresh", [False, True])
-@pytest.mark.parametrize(
-    ("name", "lowering", "frames"),
-    [
-        ("causal_attention", "masked", 1),
-        ("causal_attention", "masked", 3),
-        ("causal_attention", "blocks", 3),
-        ("cumulative_scan", "masked", 1),
-        ("cumulative_scan", "masked", 3),
-        *(("diagonal_scan", "direct", frames) for frames in FEWER["direct"]),
-        ("selective_scan", "last", 1),
-        ("selective_scan", "powers", 1),
-        ("selective_scan", "state", 1),
-    ],
-)
+@each_lowering_of_the_last_frames
 def test_the_last_frames_alone_are_those_of_all(name: str, lowering: str, frames: int, fresh: bool) -> None:
     case, whole = CASES[name], arguments(name)
-    if lowering == "powers":
-        whole["a"] = -torch.arange(1.0, SIZES["state"] + 1).double() * torch.tensor([[0.25], [1.0], [0.0625]]).double()
     if fresh:
         case, whole = case.without_memory(whole)
     graph = lower(case, case.last(whole, frames), lowering=lowering)
@@ -236,14 +225,11 @@ def test_either_is_right_on_both_sides_of_its_crossover(length: int) -> None:
     assert_agree(_from_zeros()(given), case.define(given))
 
 
-def test_every_lowering_is_tested() -> None:
-    tested = {(CASES[name].op, lowering) for name in CASES for lowering in lowerings_of(name)}
-    tested |= {("selective_scan", lowering) for lowering in FEWER} | {
-        ("diagonal_scan", "direct"),
-        ("diagonal_scan", "either"),
-    }
-    known = {(op, each.name) for op in ops.OPS for each in LOWERINGS[camel(op)].lowerings if not each.is_frame}
-    assert known <= tested
+@pytest.mark.parametrize("name", LOWERINGS)
+def test_every_body_is_tested(name: str) -> None:
+    """By one of the lists that the tests above run through, each of which has what fits its calls."""
+    tested = [each.body for ways in (WHOLE, FRESH, LAST, FRAMES) for each in ways.values()]
+    assert [each.name for each in LOWERINGS[name].lowerings if each.body not in tested] == []
 
 
 class TwoOfEach(nn.Module):

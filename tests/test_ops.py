@@ -1,4 +1,4 @@
-"""The torch definitions of the edifice ops: what they compute, their gradients, and their memory."""
+"""The torch definitions of the ops: what they compute, their gradients, and their memory."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ def with_gradients(given: Arguments) -> tuple[Any, ...]:
 @each_op
 def test_gradients_are_those_of_the_definition(name: str) -> None:
     """Of every output, states among them, by every input."""
-    assert torch.autograd.gradcheck(getattr(ops, CASES[name].op), with_gradients(arguments(name, sequence=4)))
+    assert torch.autograd.gradcheck(CASES[name].op, with_gradients(arguments(name, sequence=4)))
 
 
 @each_op_with_a_memory
 def test_gradients_of_one_frame_are_those_of_the_definition(name: str) -> None:
     frame = CASES[name].piece(arguments(name), 0)
-    assert torch.autograd.gradcheck(getattr(ops, CASES[name].op), with_gradients(frame))
+    assert torch.autograd.gradcheck(CASES[name].op, with_gradients(frame))
 
 
 @each_op_with_a_memory
@@ -59,14 +59,14 @@ def test_gradients_reach_the_past_through_the_state_alone(name: str) -> None:
 @each_op
 def test_torch_accepts_the_op(name: str) -> None:
     case = CASES[name]
-    torch.library.opcheck(getattr(torch.ops.edifice, case.op).default, tuple(arguments(name).values()))
+    torch.library.opcheck(case.op.registered, tuple(arguments(name).values()))
 
 
 @each_op_with_a_memory
 def test_torch_accepts_one_frame(name: str) -> None:
     case = CASES[name]
     frame = case.piece(arguments(name), 0)
-    torch.library.opcheck(getattr(torch.ops.edifice, case.op).default, tuple(frame.values()))
+    torch.library.opcheck(case.op.registered, tuple(frame.values()))
 
 
 @each_op
@@ -76,9 +76,7 @@ def test_torch_accepts_arguments_of_any_layout(name: str) -> None:
         key: value.transpose(0, -1).contiguous().transpose(0, -1) if isinstance(value, Tensor) else value
         for key, value in arguments(name).items()
     }
-    torch.library.opcheck(
-        getattr(torch.ops.edifice, case.op).default, tuple(turned.values()), test_utils="test_faketensor"
-    )
+    torch.library.opcheck(case.op.registered, tuple(turned.values()), test_utils="test_faketensor")
 
 
 @each_op
@@ -86,7 +84,7 @@ def test_an_op_gives_a_state_for_every_memory_that_it_takes(name: str) -> None:
     case, given = CASES[name], arguments(name)
     _, *states = case.define(given)
     assert [state.shape for state in states] == [given[memory].shape for memory in case.memory]
-    assert len(getattr(torch.ops.edifice, case.op).default._schema.returns) == 1 + len(case.memory)
+    assert len(case.op.registered._schema.returns) == case.op.outputs == 1 + len(case.memory)
 
 
 @each_op
@@ -153,7 +151,7 @@ def test_no_memory_is_one_of_zeros(name: str, is_frame: bool) -> None:
     fresh, less = case.without_memory(given)
     for found, expected in zip(fresh.define(less), case.define(zeros), strict=True):
         assert torch.equal(found, expected)
-    torch.library.opcheck(getattr(torch.ops.edifice, case.op).default, tuple(less.values()))
+    torch.library.opcheck(case.op.registered, tuple(less.values()))
 
 
 @each_op_that_reads_out
@@ -163,7 +161,7 @@ def test_read_outs_of_the_last_frames_are_the_last_of_all(name: str, frames: int
     last = case.last(given, frames)
     (found, *state), (expected, *state_expected) = case.define(last), case.define(given)
     torch.testing.assert_close([found, *state], [expected[:, -frames:], *state_expected], **EXACT)
-    torch.library.opcheck(getattr(torch.ops.edifice, case.op).default, tuple(last.values()))
+    torch.library.opcheck(case.op.registered, tuple(last.values()))
 
 
 @pytest.mark.parametrize("name", ["cumulative_scan", "diagonal_scan", "selective_scan"])

@@ -183,7 +183,7 @@ def test_a_graph_that_is_wrong_except_at_the_last_token_of_one_length_fails(
     replace_bodies(monkeypatch, "SelectiveScan", lambda _: SelectiveScan, "plain")
     with pytest.raises(ee.CheckError) as caught:
         ee.build("hymba", graph="window", output=tmp_path / "wrong", **TINY)
-    assert "blocks.0.mamba/selective_scan (edifice::SelectiveScan)" in str(caught.value)
+    assert "blocks.0.mamba/selective_scan (edifice::SelectiveScan_plain_6to1)" in str(caught.value)
     assert list(tmp_path.iterdir()) == []
 
 

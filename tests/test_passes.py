@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import json
 import os
@@ -23,12 +24,13 @@ from cli_helpers import Capture, done, refused, tiny_build, trace_once
 from conftest import TINY, shared_place
 from hypothesis import HealthCheck, Phase, given, settings
 from lowered import nodes
-from random_graphs import LONGEST, RandomGraph, random_graphs, sizes, width
+from random_graphs import LONGEST, RandomGraph, random_graphs, sizes
 from reference_cases import make
 
 import edifice_export as ee
 from edifice_export import trace as tracing
 from edifice_export.defaults import TARGETS
+from edifice_export.functions import LOWERINGS
 from edifice_export.graphs import entry, signature, state_specs
 from edifice_export.link import link
 from edifice_export.passes import PASSES, optimize
@@ -173,40 +175,52 @@ def test_all_passes_keep_what_a_graph_computes(model: ir.Model) -> None:
 ALL = float("inf")
 
 
-def forgets_a_tap(node: ir.Node, of: float) -> list[float]:
-    kernel = node.inputs[1]
-    assert kernel is not None
-    return [max(1, of + width(kernel) - 2), *[ALL] * (len(node.inputs) - 1)]
-
-
 def takes_every_axis_for_another(node: ir.Node, of: float) -> list[float]:
     return [of, *[ALL] * (len(node.inputs) - 1)]
 
 
-BROKEN: dict[str, tuple[str, str, Any, Any]] = {
-    "no kernel": ("conv", "_RULES", ("edifice", "CausalConv1d"), takes_every_axis_for_another),
-    "a tap too few": ("conv", "_RULES", ("edifice", "CausalConv1d"), forgets_a_tap),
-    "means over time": ("binary", "_RULES", ("", "ReduceMean"), takes_every_axis_for_another),
-    "softmax over time": ("softmax", "_RULES", ("", "Softmax"), takes_every_axis_for_another),
-    "slices of time": ("shift", "_RULES", ("", "Slice"), takes_every_axis_for_another),
-    "keys as queries": ("attention", "_READS_OUT", "CausalAttention", 1),
+LAST_FRAMES = importlib.import_module("edifice_export.passes.last_frames")
+
+
+def declares(op: str, **facts: Any) -> Any:
+    """Has an op be declared otherwise."""
+    known = LOWERINGS[op]
+    declared = dataclasses.replace(known.declared, **facts)
+    return mock.patch.dict(LOWERINGS, {op: dataclasses.replace(known, declared=declared)})
+
+
+def forgets_a_tap() -> Any:
+    size = LAST_FRAMES._size_of
+    return mock.patch.object(LAST_FRAMES, "_size_of", lambda *of: max(1, size(*of) - 1))
+
+
+def takes_time_for_another_axis(op: str) -> Any:
+    return mock.patch.dict(LAST_FRAMES._RULES, {op: takes_every_axis_for_another})
+
+
+BROKEN: dict[str, tuple[str, Callable[[], Any]]] = {
+    "no kernel": ("conv", lambda: declares("edifice::CausalConv1d", sees=1)),
+    "a tap too few": ("conv", forgets_a_tap),
+    "means over time": ("binary", lambda: takes_time_for_another_axis("ReduceMean")),
+    "softmax over time": ("softmax", lambda: takes_time_for_another_axis("Softmax")),
+    "slices of time": ("shift", lambda: takes_time_for_another_axis("Slice")),
+    "keys as queries": ("attention", lambda: declares("edifice::CausalAttention", read_out="key")),
+    "the state as all outputs": ("conv", lambda: declares("edifice::CausalConv1d", ends_with_state=True)),
 }
 """A kind of layer, and what last_frames is made to believe of it."""
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_a_broken_pass_is_caught(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    kind, table, key, wrong = BROKEN[name]
-    module = importlib.import_module("edifice_export.passes.last_frames")
+def test_a_broken_pass_is_caught(name: str) -> None:
+    kind, broken = BROKEN[name]
 
     @settings(DRAWN, max_examples=50, phases=[Phase.generate], derandomize=True, report_multiple_bugs=False)
     @given(model=random_graphs(kind))
     def keeps(model: ir.Model) -> None:
-        assert_kept(model, module.last_frames)
+        assert_kept(model, LAST_FRAMES.last_frames)
 
     keeps()
-    monkeypatch.setitem(getattr(module, table), key, wrong)
-    with pytest.raises((AssertionError, onnx.shape_inference.InferenceError, *ORT_ERRORS)):
+    with broken(), pytest.raises((AssertionError, onnx.shape_inference.InferenceError, *ORT_ERRORS)):
         keeps()
 
 
@@ -530,6 +544,7 @@ def test_every_target_builds_and_verifies(
     lowering, why = ("plain", f"{WINDOW} frames, at most") if TARGETS[target] else ("blocked", target)
     assert first["op"] == "SelectiveScan"
     assert first["lowering"] == lowering
+    assert first["body"] == f"SelectiveScan_{lowering}_6to1"
     assert why in first["why"]
 
 
@@ -565,9 +580,10 @@ def test_explain_follows_the_graph(capfd: Capture, any_bundle: ee.Bundle) -> Non
     """Every edifice op is there, in the graph's order, of whichever graph."""
     for graph in any_bundle.manifest.graphs:
         model = onnx.load(any_bundle.file(any_bundle.manifest.graphs[graph].model))
-        names = [node.name for node in model.graph.node if node.domain == "edifice"]
+        called = [(node.name, node.op_type) for node in model.graph.node if node.domain == "edifice"]
         found = explained(capfd, str(any_bundle.path), f"--graph={graph}")
-        assert [entry["node"] for entry in found] == names
+        assert [(entry["node"], entry["body"]) for entry in found] == called
+        assert all(entry["body"].startswith(f"{entry['op']}_{entry['lowering']}_") for entry in found)
         if graph == "stream":
             assert {entry["lowering"] for entry in found if entry["op"] == "SelectiveScan"} == {"frame"}
 

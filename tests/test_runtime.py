@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 import pytest
+from cli_helpers import Capture, refused
 from conftest import TINY, any_architecture
 
 import edifice_export as ee
 from edifice_export import doctor
+from edifice_export.errors import RequestError
 from edifice_export.runtime import providers
-from edifice_export.runtime.providers import all_providers, short_name, why_not_usable
+from edifice_export.runtime.providers import all_providers, open_session, short_name, why_not_usable
+from edifice_export.runtime.version import OLDEST, why_too_old
 
 WIDTH, HIDDEN = TINY["embed_dim"], TINY["hidden_size"]
 
@@ -273,3 +278,68 @@ def test_onnxruntimes_own_errors_become_ours(bundle: ee.Bundle, monkeypatch: pyt
         assert "driver is too old" in str(why_not_usable("cpu"))
     finally:
         why_not_usable.cache_clear()
+
+
+@pytest.fixture
+def on_version(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+    """Has ONNX Runtime say that it is of another version."""
+
+    def say(version: str) -> None:
+        monkeypatch.setattr(ort, "__version__", version)
+        why_not_usable.cache_clear()
+
+    yield say
+    why_not_usable.cache_clear()
+
+
+@pytest.mark.parametrize("version", ["1.23.2", "1.21.1", "1.9.0", "0.25.0", "1.23.0.dev20260114", "unknown"])
+def test_an_old_runtime_is_refused(
+    bundle: ee.Bundle, on_version: Callable[[str], None], tmp_path: Path, capfd: Capture, version: str
+) -> None:
+    """By everything that runs a graph, in one error: what was found, what is needed, what to do."""
+    on_version(version)
+    expected = f"ONNX Runtime {version} is older than 1.24, the first that is right on every graph of a bundle; install"
+    for run in (
+        lambda: ee.load(bundle.path),
+        lambda: ee.load(bundle.path, providers=["cuda", "cpu"]),
+        lambda: ee.verify(bundle.path),
+        lambda: ee.bench(bundle.path),
+        lambda: open_session(bundle.file("window/model.onnx"), ["cpu"]),
+    ):
+        with pytest.raises(RequestError, match=re.escape(expected)):
+            run()
+    np.save(tmp_path / "x.npy", frames(7))
+    arguments = ("run", bundle.path, "--input", tmp_path / "x.npy", "--output", tmp_path / "y.npy")
+    assert refused(capfd, *arguments).startswith(f"error: {expected}")
+    assert not (tmp_path / "y.npy").exists()
+    assert all(state.missing == why_too_old() for state in doctor.diagnose().providers)
+
+
+@pytest.mark.parametrize("version", ["1.24.1", "1.100.0", "2.0.0", "1.31.0.dev20260914"])
+def test_newer_runtimes_are_taken(bundle: ee.Bundle, on_version: Callable[[str], None], version: str) -> None:
+    on_version(version)
+    assert ee.load(bundle.path)(frames(7)).shape == (HIDDEN,)
+
+
+def test_all_readers_refuse_the_same_runtimes() -> None:
+    """Each has a number of its own, as each is to be copied; and the package asks for no older one."""
+    root = Path(__file__).parents[1]
+    oldest = ".".join(map(str, OLDEST))
+    for path, pattern in (
+        ("examples/cpp/edifice.hpp", r"kOldestRuntime = (\d+);"),
+        ("examples/csharp/EdificeModel.cs", r"OldestRuntime = new Version\((\d+, \d+)\);"),
+        ("examples/javascript/edifice.mjs", r"OLDEST_RUNTIME = '([\d.]+)';"),
+        ("pyproject.toml", r'"onnxruntime>=(\d+\.\d+)'),
+        ("docs/embedding.md", r"ONNX Runtime (\d+\.\d+) or newer"),
+    ):
+        (found,) = set(re.findall(pattern, (root / path).read_text(encoding="utf-8")))
+        assert found.replace(", ", ".") in (oldest, oldest.removeprefix("1.")), path
+
+
+def test_the_openvino_that_is_built_in_is_refused(bundle: ee.Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one of onnxruntime-openvino 1.24.1 computes a window of the State Space Transformer wrongly."""
+    monkeypatch.setattr(providers, "_BUILT_IN", providers._BUILT_IN | {"OpenVINOExecutionProvider"})
+    why_not_usable.cache_clear()
+    with pytest.raises(RequestError, match="OpenVINO of onnxruntime-openvino computes some graphs wrongly; uninstall"):
+        ee.load(bundle.path, providers="openvino")
+    why_not_usable.cache_clear()

@@ -22,6 +22,7 @@ from stream_helpers import WINDOW
 
 import edifice_export as ee
 from edifice_export import parity, stream_parity
+from edifice_export.body_names import op_of
 from edifice_export.report import Case, Report
 from edifice_export.stream_parity import AFTER, BATCH, LONG_WINDOW, MAGNITUDES, _Plan
 
@@ -55,7 +56,7 @@ def number(name: str, value: float) -> onnx.NodeProto:
 
 
 def body_of(model: onnx.ModelProto, name: str) -> onnx.FunctionProto:
-    (body,) = (body for body in model.functions if body.name == name)
+    (body,) = (body for body in model.functions if op_of(body.name) == name)
     return body
 
 
@@ -83,7 +84,7 @@ def verified_wrong(bot: Path) -> tuple[Report, list[Case]]:
 def node_of(bundle: ee.Bundle, graph: str, op: str) -> str:
     """The first node of an op."""
     model = onnx.load(bundle.file(f"{graph}/model.onnx"))
-    return next(node.name for node in model.graph.node if node.op_type == op)
+    return next(node.name for node in model.graph.node if op_of(node.op_type) == op)
 
 
 # What is covered
@@ -234,7 +235,7 @@ def test_a_ring_that_is_wrong_only_after_it_wraps_is_found(bundle: ee.Bundle, tm
     assert min(case.length for case in failed) == WINDOW + 1
     assert report.departure is not None
     assert report.departure.node == "blocks.0.attention/sliding_attention"
-    assert report.departure.op_type == "edifice::SlidingAttention"
+    assert report.departure.op_type == "edifice::SlidingAttention_frame_6to3"
     assert "the first node that departs is blocks.0.attention/sliding_attention" in report.summary()
 
 
@@ -459,7 +460,7 @@ def test_nothing_is_written_when_a_frames_body_is_wrong(
     with pytest.raises(ee.CheckError) as caught:
         ee.build(bundle.manifest.architecture, graph="stream", output=tmp_path / "b", **TINY)
     assert "hymba was not written: " in str(caught.value)
-    node = "blocks.0.mamba/selective_scan (edifice::SelectiveScan)"
+    node = "blocks.0.mamba/selective_scan (edifice::SelectiveScan_frame_6to2)"
     assert f"the first node that departs is {node}, by" in str(caught.value)
     assert list(tmp_path.iterdir()) == []
 

@@ -6,15 +6,14 @@
                  ONNX Runtime
 
 torch's compiler does not see into custom ops, and its exporter has no graph for them. Both are given a trace of the
-model in which every edifice op is its plain definition, as if there were no custom ops: the loops over time are the
+model in which every op is its plain definition, as if there were no custom ops: the loops over time are the
 model's own code, and what can be made of them is for the compiler or the exporter to find.
 """
 
 from __future__ import annotations
 
-import contextlib
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +21,7 @@ import torch
 import torch._inductor.config
 from torch import nn
 
-from edifice_reference import ops
+from edifice_reference.ops.op import plain_definitions
 
 from ..errors import RequestError
 from ..runtime.providers import open_session
@@ -31,7 +30,7 @@ from ..trace import export_program, translate
 from .contestants import Contestant, Subject, forward
 from .plan import Point
 
-__all__ = ["alternatives", "plain_definitions"]
+__all__ = ["alternatives"]
 
 
 def alternatives(
@@ -64,19 +63,6 @@ def alternatives(
         if "plain-onnx" in against:
             found.append(_plain_onnx(subject, program, spec, point, frames, folder / "plain.onnx"))
     return found
-
-
-@contextlib.contextmanager
-def plain_definitions() -> Iterator[None]:
-    """Within the block the reference models run the definitions of the edifice ops themselves, no custom ops."""
-    registered = {name: getattr(ops, name) for name in ops.OPS}
-    try:
-        for name, op in registered.items():
-            setattr(ops, name, op._init_fn)
-        yield
-    finally:
-        for name, op in registered.items():
-            setattr(ops, name, op)
 
 
 def _compiled(program: torch.export.ExportedProgram, frames: np.ndarray) -> Contestant:

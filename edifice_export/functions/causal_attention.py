@@ -2,10 +2,11 @@
 
 from onnxscript import graph, script
 
-from .domain import EDIFICE, op
-from .lowering import Call, Lowering, Op
+from edifice_reference.ops import causal_attention
 
-__all__ = ["OP"]
+from .domain import EDIFICE, op
+from .lowering import Call, Lowering
+from .registry import register
 
 
 @script(EDIFICE, default_opset=op)
@@ -136,7 +137,8 @@ def _prefer(call: Call) -> tuple[str, str]:
     return "blocks", f"{queries} queries, and no branch for {call.target}"
 
 
-OP = Op(
+register(
+    causal_attention,
     (
         Lowering("masked", CausalAttention),
         Lowering("either", CausalAttentionEither),

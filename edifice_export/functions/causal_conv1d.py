@@ -2,10 +2,11 @@
 
 from onnxscript import script
 
-from .domain import EDIFICE, op
-from .lowering import Lowering, Op
+from edifice_reference.ops import causal_conv1d
 
-__all__ = ["OP"]
+from .domain import EDIFICE, op
+from .lowering import Lowering
+from .registry import register
 
 
 @script(EDIFICE, default_opset=op)
@@ -52,11 +53,11 @@ def CausalConv1dFrame(x, weight, bias, past, groups: int):
     return y, final
 
 
-OP = Op(
+register(
+    causal_conv1d,
     (
         Lowering("conv", CausalConv1d),
         Lowering("conv", CausalConv1dFrom),
         Lowering("frame", CausalConv1dFrame, is_frame=True),
     ),
-    starts_from_zero=True,
 )

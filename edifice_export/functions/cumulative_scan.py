@@ -2,10 +2,11 @@
 
 from onnxscript import script
 
-from .domain import EDIFICE, op
-from .lowering import Lowering, Op
+from edifice_reference.ops import cumulative_scan
 
-__all__ = ["OP"]
+from .domain import EDIFICE, op
+from .lowering import Lowering
+from .registry import register
 
 
 @script(EDIFICE, default_opset=op)
@@ -27,4 +28,4 @@ def CumulativeScan(x, log_decay, b, c, epsilon: float):
     return op.Transpose(op.MatMul(past, op.Unsqueeze(x, op.Constant(value_ints=[1]))), perm=[0, 2, 1, 3])
 
 
-OP = Op((Lowering("masked", CumulativeScan),))
+register(cumulative_scan, (Lowering("masked", CumulativeScan),))

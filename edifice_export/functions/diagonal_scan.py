@@ -7,10 +7,11 @@ another: exponents are products of a log decay and a number of frames that is no
 
 from onnxscript import script
 
-from .domain import EDIFICE, op
-from .lowering import Call, Lowering, Op
+from edifice_reference.ops import diagonal_scan
 
-__all__ = ["OP"]
+from .domain import EDIFICE, op
+from .lowering import Call, Lowering
+from .registry import register
 
 
 @script(EDIFICE, default_opset=op)
@@ -273,7 +274,8 @@ def _prefer(call: Call) -> tuple[str, str]:
     return "chunked", "any number of frames" if length is None else f"{length} frames, more than {MASKED}"
 
 
-OP = Op(
+register(
+    diagonal_scan,
     (
         Lowering("masked", DiagonalScanMasked, takes=_reads_all),
         Lowering("masked", DiagonalScanMaskedFrom, takes=_reads_all),
@@ -284,5 +286,4 @@ OP = Op(
         Lowering("frame", DiagonalScanFrame, is_frame=True),
     ),
     _prefer,
-    starts_from_zero=True,
 )

@@ -3,6 +3,9 @@
 from onnxscript import opset20 as op
 from onnxscript.values import Opset
 
-__all__ = ["EDIFICE", "op"]
+__all__ = ["EDIFICE", "VERSION", "op"]
 
-EDIFICE = Opset("edifice", 1)
+VERSION = 1
+"""Of every domain of ops."""
+
+EDIFICE = Opset("edifice", VERSION)

@@ -24,10 +24,12 @@ import re
 
 from onnxscript import script
 
-from .domain import EDIFICE, op
-from .lowering import Call, Lowering, Op
+from edifice_reference.ops import fft_conv
 
-__all__ = ["OP"]
+from .domain import EDIFICE, op
+from .last_of_fft_conv import last_of_fft_conv
+from .lowering import Call, Lowering
+from .registry import register
 
 
 @script(EDIFICE, default_opset=op)
@@ -292,11 +294,13 @@ def _prefer(call: Call) -> tuple[str, str]:
     return "three_stages", frames
 
 
-OP = Op(
+register(
+    fft_conv,
     (
         Lowering("taps", FftConvTaps, takes=_knows_its_channels, sizes={"channels": (1, 1)}),
         Lowering("two_stages", FftConvTwoStages),
         Lowering("three_stages", FftConvThreeStages),
     ),
     _prefer,
+    last_of_fft_conv,
 )

@@ -2,10 +2,11 @@
 
 from onnxscript import script
 
-from .domain import EDIFICE, op
-from .lowering import Lowering, Op
+from edifice_reference.ops import floored_layer_norm
 
-__all__ = ["OP"]
+from .domain import EDIFICE, op
+from .lowering import Lowering
+from .registry import register
 
 
 @script(EDIFICE, default_opset=op)
@@ -20,4 +21,4 @@ def FlooredLayerNorm(x, weight, bias, epsilon: float):
     return centred / op.Sqrt(variance + floor) * weight + bias
 
 
-OP = Op((Lowering("plain", FlooredLayerNorm),))
+register(floored_layer_norm, (Lowering("plain", FlooredLayerNorm),))

@@ -7,11 +7,12 @@ sums from the start would lose what little is left of small ones.
 
 from onnxscript import script
 
+from edifice_reference.ops import linear_scan
+
 from .blocked_scan import BlockedScan
 from .domain import EDIFICE, op
-from .lowering import Call, Lowering, Op
-
-__all__ = ["OP"]
+from .lowering import Call, Lowering
+from .registry import register
 
 
 @script(EDIFICE, default_opset=op)
@@ -151,7 +152,8 @@ def _prefer(call: Call) -> tuple[str, str]:
     return "chunked", "any number of frames" if length is None else f"{length} frames, more than {MASKED}"
 
 
-OP = Op(
+register(
+    linear_scan,
     (
         Lowering("masked", LinearScanMasked, takes=_shares_its_decay),
         Lowering("masked", LinearScanMaskedFrom, takes=_shares_its_decay),
@@ -161,5 +163,4 @@ OP = Op(
         Lowering("frame", LinearScanFrame, is_frame=True),
     ),
     _prefer,
-    starts_from_zero=True,
 )

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 from onnxscript import OnnxFunction
 
+from edifice_reference.ops.op import DeclaredOp
+
 from ..defaults import TARGETS
+from ..errors import CheckError
 
 __all__ = ["Body", "Call", "Choice", "Lowering", "Op"]
 
@@ -87,35 +91,49 @@ class Op:
     """All lowerings of an op.
 
     Attributes:
+        declared: what the op is.
         lowerings: every body, for sequences (or whatever else the op takes) and for single frames.
         prefer: of those that fit a node, the name of the one to take and why; not asked where only one fits.
-        starts_from_zero: whether its last input is a state that may be left out.
+        last: of a node, new ones that give its first output at the last frame alone, the last of them that output; none
+            where there is nothing cheaper than all frames.
     """
 
+    declared: DeclaredOp[..., Any]
     lowerings: tuple[Lowering, ...]
     prefer: Callable[[Call], tuple[str, str]] | None = None
-    starts_from_zero: bool = False
+    last: Callable[[ir.Node], Sequence[ir.Node]] | None = None
+
+    @property
+    def domain(self) -> str:
+        """Of its nodes."""
+        return self.declared.namespace
+
+    @property
+    def op_type(self) -> str:
+        """What its nodes are called, such as SelectiveScan."""
+        return "".join(part.capitalize() for part in self.declared.name.split("_"))
 
     def fitting(self, call: Call) -> list[Lowering]:
-        """The lowerings that compute a node: with its inputs, or else with a state of zeros besides."""
-        given = len(call.shapes)
-        right = [each for each in self.lowerings if each.is_frame == call.is_frame or not self._has_frames]
-        found = [each for each in right if each.inputs == given and each.takes(call)]
-        if self.starts_from_zero and given + 1 == max(each.inputs for each in self.lowerings):
-            found += [each for each in right if each.inputs == given + 1 and each.takes(call)]
+        """The lowerings that compute a node: with its inputs, or else with states of zeros besides."""
+        given, every = len(call.shapes), len(self.declared.inputs)
+        right = [each for each in self.lowerings if not self.declared.states or each.is_frame == call.is_frame]
+        numbers = dict.fromkeys([given, every] if given >= self.declared.fresh else [given])
         named: dict[str, Lowering] = {}
-        for each in found:
+        for each in (each for inputs in numbers for each in right if each.inputs == inputs and each.takes(call)):
             named.setdefault(each.name, each)
         return list(named.values())
 
     def choose(self, call: Call) -> Choice | None:
-        """The lowering of a node, or None if there is none."""
-        fitting = self.fitting(call)
-        if len(fitting) <= 1 or self.prefer is None:
-            return Choice(fitting[0], "the only one") if fitting else None
-        name, why = self.prefer(call)
-        return Choice(next(each for each in fitting if each.name == name), why)
+        """The lowering of a node, or None if there is none.
 
-    @property
-    def _has_frames(self) -> bool:
-        return any(each.is_frame for each in self.lowerings)
+        Raises:
+            CheckError: the one that is preferred doesn't fit.
+        """
+        fitting = {each.name: each for each in self.fitting(call)}
+        if len(fitting) <= 1 or self.prefer is None:
+            first = next(iter(fitting.values()), None)
+            return first and Choice(first, "the only one" if len(fitting) == 1 else "the first that fits")
+        name, why = self.prefer(call)
+        if name not in fitting:
+            raise CheckError(f"of {self.declared.qualified} {name!r} is preferred; what fits is {', '.join(fitting)}")
+        return Choice(fitting[name], why)

@@ -7,11 +7,12 @@ products of matrices.
 import numpy as np
 from onnxscript import graph, script
 
+from edifice_reference.ops import selective_scan
+
 from .blocked_scan import BlockedScan
 from .domain import EDIFICE, op
-from .lowering import Call, Lowering, Op
-
-__all__ = ["OP"]
+from .lowering import Call, Lowering
+from .registry import register
 
 
 @script(EDIFICE, default_opset=op)
@@ -228,7 +229,8 @@ def _prefer(call: Call) -> tuple[str, str]:
     return "exact", frames
 
 
-OP = Op(
+register(
+    selective_scan,
     (
         Lowering("plain", SelectiveScanPlain, takes=_reads_all),
         Lowering("exact", SelectiveScanExact, takes=_reads_all),
@@ -239,5 +241,4 @@ OP = Op(
         Lowering("frame", SelectiveScanFrame, is_frame=True),
     ),
     _prefer,
-    starts_from_zero=True,
 )

@@ -5,10 +5,11 @@ Epsilon is left out, see CausalAttention.
 
 from onnxscript import script
 
-from .domain import EDIFICE, op
-from .lowering import Lowering, Op
+from edifice_reference.ops import sliding_attention
 
-__all__ = ["OP"]
+from .domain import EDIFICE, op
+from .lowering import Lowering
+from .registry import register
 
 
 @script(EDIFICE, default_opset=op)
@@ -231,11 +232,12 @@ def SlidingAttentionSinksFrame(
     return y, final_key, final_value
 
 
-OP = Op(
+register(
+    sliding_attention,
     (
         Lowering("blocks", SlidingAttention),
         Lowering("blocks", SlidingAttentionSinks),
         Lowering("frame", SlidingAttentionFrame, is_frame=True),
         Lowering("frame", SlidingAttentionSinksFrame, is_frame=True),
-    )
+    ),
 )

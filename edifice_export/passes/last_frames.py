@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from typing import cast
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, cast
 
 import numpy as np
 import onnx_ir as ir
 
-from ..functions.domain import EDIFICE
+from edifice_reference.ops.op import DeclaredOp
+
+from ..functions.registry import op_of_node
 from ..specification import SEQUENCE
 from .editing import array_of, axis_of, given, initializer, is_constant, new_value, remove
 
@@ -24,12 +26,6 @@ Where"""
 _ALONG_OTHER_AXES = frozenset({"Concat", "LayerNormalization", "LogSoftmax", "Softmax", "Split"})
 _REDUCTIONS = frozenset({"ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum", "ReduceSumSquare"})
 _WITH_AXES = frozenset({"Squeeze", "Unsqueeze"})
-
-_READS_OUT = {"CausalAttention": 0, "CumulativeScan": 3, "DiagonalScan": 3, "SelectiveScan": 4}
-"""Ops that may have fewer queries or read-outs than frames, and the input that these are."""
-
-_ONE_OR_ALL = "SelectiveScan"
-"""It has lowerings for the last read-out and for all."""
 
 
 def last_frames(model: ir.Model) -> int:
@@ -69,7 +65,8 @@ class _Narrowing:
                 self.needed[value] = max(self.needed.get(value, 0), count)
         narrowed = 0
         for node in nodes:
-            if (self._of_one_frame(node) and _compute_the_last(self.graph, node)) or self._narrow(node):
+            of_one = self.needed.get(node.outputs[0]) == 1
+            if (of_one and _compute_the_last(self.graph, node)) or self._narrow(node):
                 narrowed += 1
         return narrowed
 
@@ -100,8 +97,7 @@ class _Narrowing:
                 node.replace_input_with(index, self._slice(node, value, counts[index]))
         if of == ALL:
             return False
-        # A convolution gives as many frames as it takes.
-        held = counts[0] if node.op_type == "CausalConv1d" else of
+        held = _held(node, of, counts)
         for value in node.outputs if node.op_type == "Split" else node.outputs[:1]:
             axis = _sequence_axis(value)
             if axis is not None and value.shape is not None:
@@ -125,9 +121,6 @@ class _Narrowing:
             self.graph.insert_before(node, slicing)
             self.sliced[value, count] = slicing.outputs[0]
         return self.sliced[value, count]
-
-    def _of_one_frame(self, node: ir.Node) -> bool:
-        return node.op_type in _LAST and node.domain == EDIFICE.domain and self.needed.get(node.outputs[0]) == 1
 
 
 _END = 2**63 - 1
@@ -164,7 +157,10 @@ def _counts(node: ir.Node, of: float) -> list[float] | None:
     """Frames that a node needs of each input to give the last `of`, or None where it needs all of them to give any."""
     if _selects_the_last(node):
         return [1, ALL]
-    rule = _RULES.get((node.domain, node.op_type))
+    op = op_of_node(node)
+    if op is not None:
+        return _of_op(op.declared, node, of)
+    rule = _RULES.get(node.op_type) if not node.domain else None
     return rule(node, of) if rule is not None else None
 
 
@@ -221,43 +217,50 @@ def _product(node: ir.Node, of: float) -> list[float] | None:
     return [of, ALL] if rows and is_constant(right) else None
 
 
-def _reads_out(node: ir.Node, of: float) -> list[float] | None:
-    counts = [ALL] * len(node.inputs)
-    if node.op_type == _ONE_OR_ALL and of > 1:
+def _of_op(op: DeclaredOp[..., Any], node: ir.Node, of: float) -> list[float] | None:
+    """By what is declared: fewer read-outs, or as many frames as decide those that are needed and the state."""
+    if op.read_out is not None and not (op.reads_one_or_all and of > 1):
+        fewer, count = {op.read_out}, of
+    elif op.sees is not None:
+        sees = op.sees if isinstance(op.sees, int) else _size_of(node, op, *op.sees)
+        fewer, count = set(op.streamed), of + sees - 1
+    else:
         return None
-    counts[_READS_OUT[node.op_type]] = of
-    return counts
+    return [count if name in fewer else ALL for name, _ in zip(op.inputs, node.inputs, strict=False)]
 
 
-def _normalized(node: ir.Node, of: float) -> list[float] | None:
-    return [of if index == 0 else ALL for index in range(len(node.inputs))]
+def _size_of(node: ir.Node, op: DeclaredOp[..., Any], name: str, axis: int) -> float:
+    """The size of an input, ALL where it is free."""
+    shape = given(node, op.inputs.index(name)).shape
+    size = shape[axis] if shape is not None else None
+    return size if isinstance(size, int) else ALL
 
 
-def _convolved(node: ir.Node, of: float) -> list[float] | None:
-    """Frames that a kernel sees; the last ones are also the state that it leaves."""
-    kernel = cast(int, given(node, 1).shape[-1])  # type: ignore[index]
-    return [of + kernel - 1 if index == 0 else ALL for index in range(len(node.inputs))]
+def _held(node: ir.Node, of: float, counts: Sequence[float]) -> float:
+    """Frames that a node gives: an op as many as there are read-outs, or else of what is streamed."""
+    op = op_of_node(node)
+    if op is None:
+        return of
+    return counts[op.declared.inputs.index(op.declared.read_out or op.declared.streamed[0])]
 
 
-_RULES: dict[tuple[str, str], Callable[[ir.Node, float], list[float] | None]] = {
-    **{("", op): _elementwise for op in _ELEMENTWISE.split()},
-    **{("", op): _along_another_axis for op in _ALONG_OTHER_AXES},
-    **{("", op): _reduction for op in _REDUCTIONS},
-    **{("", op): _moved_axis for op in _WITH_AXES},
-    ("", "MatMul"): _product,
-    ("", "Slice"): _sliced,
-    **{(EDIFICE.domain, op): _reads_out for op in _READS_OUT},
-    (EDIFICE.domain, "CausalConv1d"): _convolved,
-    (EDIFICE.domain, "FlooredLayerNorm"): _normalized,
+_RULES: dict[str, Callable[[ir.Node, float], list[float] | None]] = {
+    **dict.fromkeys(_ELEMENTWISE.split(), _elementwise),
+    **dict.fromkeys(_ALONG_OTHER_AXES, _along_another_axis),
+    **dict.fromkeys(_REDUCTIONS, _reduction),
+    **dict.fromkeys(_WITH_AXES, _moved_axis),
+    "MatMul": _product,
+    "Slice": _sliced,
 }
+"""Of standard operators."""
 
 
 def _compute_the_last(graph: ir.Graph, node: ir.Node) -> bool:
     """Puts in place of an op, whose output is needed at one frame, what gives just that one; False if nothing does."""
-    y = node.outputs[0]
-    found = _LAST[node.op_type](graph, node)
+    found = _last(graph, node)
     if found is None:
         return False
+    y = node.outputs[0]
     assert y.shape is not None
     name = cast(str, y.name)
     y.name = f"{name}.whole"
@@ -268,32 +271,20 @@ def _compute_the_last(graph: ir.Graph, node: ir.Node) -> bool:
     return True
 
 
-def _last_of_linear_scan(graph: ir.Graph, node: ir.Node) -> ir.Value:
-    """The state after the last frame."""
-    axis = initializer(graph, "axis_1", np.array([1], np.int64))
-    unsqueezed = ir.node("Unsqueeze", [node.outputs[1], axis], name=f"{node.name}/last")
-    graph.insert_after(node, unsqueezed)
-    return unsqueezed.outputs[0]
-
-
-def _last_of_fft_conv(graph: ir.Graph, node: ir.Node) -> ir.Value | None:
-    """A product of the frames and the taps that meet them, the oldest frame's first, summed over time."""
-    x, kernel = given(node, 0), given(node, 1)
-    # Of a window of one frame, a longer sequence would be multiplied instead of refused.
-    if not is_constant(kernel) or kernel.shape is None or kernel.shape[0] == 1:
+def _last(graph: ir.Graph, node: ir.Node) -> ir.Value | None:
+    """The first output of an op at the last frame alone: the state after it, or what the op has for that."""
+    op = op_of_node(node)
+    if op is None:
         return None
-    oldest_first = initializer(graph, f"{kernel.name}.oldest_first", array_of(kernel)[::-1])
-    axis0, axis1 = (initializer(graph, f"axis_{axis}", np.array([axis], np.int64)) for axis in (0, 1))
-    end = initializer(graph, f"end_{_END}", np.array([_END], np.int64))
-    length = ir.node("Shape", [x], {"start": 1, "end": 2}, name=f"{node.name}/length")
-    start = ir.node("Neg", [length.outputs[0]], name=f"{node.name}/start")
-    taps = ir.node("Slice", [oldest_first, start.outputs[0], end, axis0], name=f"{node.name}/taps")
-    met = ir.node("Mul", [x, taps.outputs[0]], name=f"{node.name}/met")
-    total = ir.node("ReduceSum", [met.outputs[0], axis1], {"keepdims": 1}, name=f"{node.name}/last")
-    for each in (length, start, taps, met):
-        each.outputs[0].name = each.name
-    graph.insert_after(node, [length, start, taps, met, total])
-    return total.outputs[0]
-
-
-_LAST = {"FftConv": _last_of_fft_conv, "LinearScan": _last_of_linear_scan}
+    nodes: Sequence[ir.Node] = []
+    if op.declared.ends_with_state:
+        axis = initializer(graph, "axis_1", np.array([1], np.int64))
+        nodes = [ir.node("Unsqueeze", [node.outputs[1], axis], name=f"{node.name}/last")]
+    elif op.last is not None:
+        nodes = op.last(node)
+    for each in nodes:
+        for index, value in enumerate(each.inputs):
+            if value is not None and value.const_value is not None and not value.is_initializer():
+                each.replace_input_with(index, initializer(graph, cast(str, value.name), array_of(value)))
+    graph.insert_after(node, nodes)
+    return nodes[-1].outputs[0] if nodes else None

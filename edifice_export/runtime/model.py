@@ -150,7 +150,8 @@ def load(
         optimization: ONNX Runtime's graph optimisation: all, extended, basic or none.
 
     Raises:
-        RequestError: not a bundle, a newer schema, or no provider of the list is usable.
+        RequestError: not a bundle, another schema, an ONNX Runtime that is too old, or no provider of the list is
+            usable.
         CheckError: the bundle is damaged: a path leaves the folder, or a file was changed or is missing. Each is
             checked when it is used: the window graph, if the bundle has one, now; those of a stream when one is opened.
             Weights and test data need not be there.

@@ -17,6 +17,7 @@ import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as _state
 
 from ..errors import CheckError, ExportError, RequestError
+from .version import refuse_old_runtime, why_too_old
 
 __all__ = [
     "MAX_THREADS",
@@ -64,6 +65,7 @@ class _Provider:
         name: ONNX Runtime's own name.
         package: what to install.
         plugin: module of a package that carries it as a plug-in library, if there is one.
+        not_built_in: why an ONNX Runtime that was built with it is not used, if so.
         libraries: its shared libraries, to find out what a broken installation lacks.
         device: what it needs, if more than any processor.
         options: provider options without which it would round more coarsely than the graph says.
@@ -72,6 +74,7 @@ class _Provider:
     name: str
     package: str
     plugin: str = ""
+    not_built_in: str = ""
     libraries: tuple[str, ...] = ()
     device: str = ""
     options: tuple[tuple[str, str], ...] = ()
@@ -97,6 +100,8 @@ _PROVIDERS = {
         "OpenVINOExecutionProvider",
         "onnxruntime-ep-openvino",
         plugin="onnxruntime_ep_openvino",
+        not_built_in="the OpenVINO of onnxruntime-openvino computes some graphs wrongly; uninstall that package, and "
+        "install onnxruntime and onnxruntime-ep-openvino",
         device="an Intel processor or GPU",
     ),
     "web": _Provider(
@@ -133,6 +138,10 @@ def why_not_usable(short: str) -> str | None:
         RequestError: there is no such provider.
     """
     provider = _get(short)
+    if (problem := why_too_old()) is not None:
+        return problem
+    if provider.name in _BUILT_IN and provider.not_built_in:
+        return provider.not_built_in
     if provider.name not in _BUILT_IN:
         if not provider.plugin:
             return f"this ONNX Runtime was built without it; install {provider.package}"
@@ -167,10 +176,11 @@ def open_session(
         optimized: where to write the graph that ONNX Runtime makes of the model, its weights beside it; if not None.
 
     Raises:
-        RequestError: an unknown name, no provider of the list is usable (with the reason for each), a provider that
-            takes no node of this graph, or settings out of range.
+        RequestError: an ONNX Runtime that is too old, an unknown name, no provider of the list is usable (with the
+            reason for each), a provider that takes no node of this graph, or settings out of range.
         CheckError: ONNX Runtime can't open the model.
     """
+    refuse_old_runtime()
     if not providers:
         raise RequestError("providers: the list is empty; name at least one, such as cpu")
     if threads is not None and (type(threads) is not int or not 1 <= threads <= MAX_THREADS):

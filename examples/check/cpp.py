@@ -191,7 +191,9 @@ def _check_allocations(source: Path, bundle: Path) -> str:
 def _check_damaged(source: Path, bundle: Path, copy: Path) -> list[str]:
     shutil.copytree(bundle, copy)
     tensor = min(copy.rglob("input_*.pb"), key=lambda path: path.stat().st_size)
+    _extra(source, "runtimes")
     lines = [
+        "an ONNX Runtime below 1.24 is refused",
         f"sanitized, tensors: {_extra(source, 'tensors', tensor)}",
         f"sanitized, manifests: {_extra(source, 'manifests', copy)}",
     ]

@@ -123,6 +123,22 @@ int opening(const std::filesystem::path& folder, const std::string& expected) {
     return 1;
 }
 
+// Whether versions of ONNX Runtime are refused.
+int runtimes() {
+    for (const char* version : {"1.24.1", "1.100.0", "2.0.0"}) edifice::check_runtime(version);
+    for (const std::string version : {"1.23.2", "1.9.0", "0.25.0", "1.23.0-dev", "unknown"}) {
+        try {
+            edifice::check_runtime(version);
+            std::printf("%s was not refused\n", version.c_str());
+            return 1;
+        } catch (const edifice::RequestError& error) {
+            const std::string expected = "ONNX Runtime " + version + " is older than 1.24";
+            if (std::string(error.what()).find(expected) != 0) return 1;
+        }
+    }
+    return 0;
+}
+
 // Calls of operator new in steps, snapshots, rewinds and restores: outside of ONNX Runtime's run, and within.
 void allocations(const std::filesystem::path& folder) {
     edifice::Model model{edifice::Bundle{folder}};
@@ -167,6 +183,7 @@ int main(int count, char** words) {
     if (task == "sha256") sha256();
     if (task == "tensors" && count == 3) return tensors(words[2]);
     if (task == "manifests" && count == 3) manifests(words[2]);
+    if (task == "runtimes") return runtimes();
     if (task == "opening" && count == 4) return opening(words[2], words[3]);
     if (task == "allocations" && count == 3) allocations(words[2]);
     return 0;

@@ -47,7 +47,7 @@ def _changed(bundle: Path) -> None:
 
 
 def _newer(bundle: Path) -> None:
-    _edit(bundle, lambda manifest: manifest.update(schema_version=4))
+    _edit(bundle, lambda manifest: manifest.update(schema_version=5))
 
 
 def _leaving(bundle: Path) -> None:
@@ -71,7 +71,7 @@ def _no_json(bundle: Path) -> None:
 DAMAGES = (
     Damage("a missing file", _missing, 1, "'window/model.onnx' is missing"),
     Damage("a changed file", _changed, 1, "'stream/model.onnx' was changed"),
-    Damage("a newer schema", _newer, 2, "schema 4, newer than 3"),
+    Damage("a newer schema", _newer, 2, "schema 5, newer than 4"),
     Damage("a path that leaves the bundle", _leaving, 1, "../model.onnx"),
     Damage("a bundle without a manifest", _no_manifest, 2, "manifest.json"),
     Damage("a damaged manifest", _no_json, 1, "manifest.json"),

@@ -67,6 +67,19 @@ async function refusals() {
   console.log('node: eleven wrong calls are refused, and leave the stream as it was');
 }
 
+async function runtimes() {
+  const of = (versions) => new Model(bundle, { env: { versions } });
+  for (const old of ['1.23.2', '1.9.0', '0.25.0', '1.23.0-dev.20260114', undefined]) {
+    await refuses(() => of({ common: '1.30.0', node: old }), `ONNX Runtime ${old} is older than 1.24`);
+    await refuses(() => of({ common: '1.30.0', web: old }), `ONNX Runtime ${old} is older than 1.24`);
+  }
+  for (const right of ['1.24.1', '1.100.0', '2.0.0']) {
+    of({ node: right });
+    of({ web: right });
+  }
+  console.log('node: an ONNX Runtime below 1.24 is refused');
+}
+
 async function damagedModel() {
   const read = await openFolder(folder);
   const changing = async (file) => {
@@ -141,6 +154,7 @@ async function tensorFiles() {
 }
 
 await refusals();
+await runtimes();
 await damagedModel();
 await batches();
 await prefills();

@@ -14,6 +14,7 @@
 #include <atomic>
 #include <cmath>
 #include <cstdint>
+#include <cstdio>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
@@ -46,7 +47,8 @@ struct CheckError : Error {
 
 using Shape = std::vector<std::int64_t>;
 constexpr std::int64_t kBatch = -1, kSequence = -2;  // sizes of a shape that the caller chooses
-constexpr int kSchema = 3;                           // of the manifests that this header reads
+constexpr int kSchema = 4;                           // of the manifests that this header reads
+constexpr int kOldestRuntime = 24;                   // ONNX Runtime 1.24: the first that is right on every graph
 
 /// A path as UTF-8, for messages.
 inline std::string text(const std::filesystem::path& path) {
@@ -61,6 +63,16 @@ inline std::string text(const Shape& shape) {
         result += size == kBatch ? "batch" : size == kSequence ? "sequence" : std::to_string(size);
     }
     return result + "]";
+}
+
+/// Refuses a version of ONNX Runtime, such as "1.23.2", that is wrong on some graphs or fails on them.
+inline void check_runtime(const std::string& version) {
+    int major = 0, minor = 0;
+    if (std::sscanf(version.c_str(), "%d.%d", &major, &minor) != 2 || major < 1 ||
+        (major == 1 && minor < kOldestRuntime)) {
+        throw RequestError("ONNX Runtime " + version + " is older than 1." + std::to_string(kOldestRuntime) +
+                           ", the first that is right on every graph of a bundle; link and ship a newer one");
+    }
 }
 
 /// How many numbers a tensor of this shape holds.
@@ -482,7 +494,7 @@ inline Ort::Value tensor_over(float* numbers, const Shape& shape) {
 }
 
 struct Options {
-    std::string provider = "cpu";  // or cuda, dml, coreml, openvino, webgpu: that one or an error
+    std::string provider = "cpu";  // or cuda, dml, coreml, webgpu: that one or an error
     int threads = 1;               // within an operator
 };
 
@@ -558,6 +570,7 @@ private:
 
     /// An older library has no table of functions for newer headers, and every call of it would go nowhere.
     static void check_library() {
+        check_runtime(Ort::GetVersionString());  // the library's, which may be newer than the headers
         if (OrtGetApiBase()->GetApi(ORT_API_VERSION) == nullptr) {
             throw RequestError("ONNX Runtime " + Ort::GetVersionString() + " is older than the headers of 1." +
                                std::to_string(ORT_API_VERSION) +
@@ -598,17 +611,16 @@ private:
         struct Provider {
             std::string name, full, key;
         };
-        static const std::array<Provider, 6> known{{{"cpu", "CPUExecutionProvider", ""},
+        static const std::array<Provider, 5> known{{{"cpu", "CPUExecutionProvider", ""},
                                                     {"cuda", "CUDAExecutionProvider", ""},
                                                     {"dml", "DmlExecutionProvider", "DML"},
                                                     {"coreml", "CoreMLExecutionProvider", "CoreML"},
-                                                    {"openvino", "OpenVINOExecutionProvider", "OpenVINO"},
                                                     {"webgpu", "WebGpuExecutionProvider", "WebGPU"}}};
         const auto asked = std::find_if(known.begin(), known.end(),
                                         [&](const Provider& each) { return each.name == options_.provider; });
         if (asked == known.end()) {
             throw RequestError("provider '" + options_.provider +
-                               "' is none that this program knows; name cpu, cuda, dml, coreml, openvino or webgpu");
+                               "' is none that this program knows; name cpu, cuda, dml, coreml or webgpu");
         }
         const std::vector<std::string> built_in = Ort::GetAvailableProviders();
         if (std::find(built_in.begin(), built_in.end(), asked->full) == built_in.end()) {

@@ -14,7 +14,7 @@ namespace Edifice
     /// </summary>
     public sealed class Bundle
     {
-        public const int SchemaVersion = 3;
+        public const int SchemaVersion = 4;
 
         private readonly Dictionary<string, (long Size, string Sha256)> files =
             new Dictionary<string, (long Size, string Sha256)>();

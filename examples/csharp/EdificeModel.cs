@@ -12,19 +12,23 @@ namespace Edifice
     /// </summary>
     public sealed class EdificeModel : IDisposable
     {
+        /// <summary>The first ONNX Runtime that is right on every graph.</summary>
+        public static readonly Version OldestRuntime = new Version(1, 24);
+
         private readonly Dictionary<string, InferenceSession> sessions = new Dictionary<string, InferenceSession>();
         private readonly SessionOptions options;
 
         /// <param name="bundle">What to run.</param>
         /// <param name="provider">cpu, cuda, dml or coreml; the package of ONNX Runtime must have it.</param>
         /// <param name="threads">Threads that one run may use; a frame is too little work for more than one.</param>
-        /// <exception cref="NotSupportedException">The provider can't be had.</exception>
+        /// <exception cref="NotSupportedException">The provider can't be had, or ONNX Runtime is too old.</exception>
         public EdificeModel(Bundle bundle, string provider = "cpu", int threads = 1)
         {
             if (threads < 1)
             {
                 throw new ArgumentException($"threads must be from 1, got {threads}");
             }
+            CheckRuntime(OrtEnv.Instance().GetVersionString());
             (Bundle, Provider) = (bundle, provider);
             GraphSpec any = bundle.Graph(bundle.Graphs.First());
             (EmbedDim, HiddenSize) = (any.Inputs[0].Shape[^1], any.Outputs[0].Shape[^1]);
@@ -46,6 +50,19 @@ namespace Edifice
 
         /// <summary>Numbers in an output.</summary>
         public int HiddenSize { get; }
+
+        /// <summary>Refuses a version of ONNX Runtime that is wrong on some graphs or fails on them.</summary>
+        /// <exception cref="NotSupportedException">It is older than OldestRuntime.</exception>
+        public static void CheckRuntime(string found)
+        {
+            string numbers = found.Split('-', '+')[0];
+            if (!Version.TryParse(numbers, out Version? version) || version < OldestRuntime)
+            {
+                throw new NotSupportedException(
+                    $"ONNX Runtime {found} is older than {OldestRuntime}, the first that is right on every graph of a "
+                    + "bundle; take a newer package (edifice.csproj names one)");
+            }
+        }
 
         /// <summary>Runs windows of one length side by side.</summary>
         /// <param name="frames">float32 [batch, sequence, EmbedDim]; the sequence is what their number gives.</param>

@@ -3,7 +3,7 @@
 import { parseTensor } from './tensor_file.mjs';
 
 const MANIFEST = 'manifest.json';
-const SCHEMA_VERSION = 3;
+const SCHEMA_VERSION = 4;
 const MAX_FRAMES = 8192; // of a window: what edifice-export makes at most
 
 /** An error that is for the user to read; `status` is what a program should exit with. */

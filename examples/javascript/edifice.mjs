@@ -15,6 +15,9 @@ import { Snapshot, State, Stream, checkSequence } from './stream.mjs';
 
 export { Bundle, CheckError, EdificeError, RequestError, Snapshot, Stream };
 
+/** The first ONNX Runtime that is right on every graph. */
+export const OLDEST_RUNTIME = '1.24';
+
 export class Model {
   #sessions = new Map();
 
@@ -25,8 +28,10 @@ export class Model {
    * @param ort the runtime's module
    * @param {string} options.provider an execution provider: 'cpu', 'cuda', ...; in browsers 'wasm' or 'webgpu'
    * @param {number} options.threads in Node; in browsers set ort.env.wasm.numThreads before the first session
+   * @throws {RequestError} the runtime is too old
    */
   constructor(bundle, ort, { provider = 'cpu', threads = 1 } = {}) {
+    checkRuntime(ort.env.versions.node ?? ort.env.versions.web);
     Object.assign(this, { bundle, ort, provider, threads });
   }
 
@@ -131,4 +136,15 @@ export class Model {
     }
     return new State(tensors);
   }
+}
+
+/** Refuses a version that is wrong on some graphs or fails on them. */
+function checkRuntime(found) {
+  const [major, minor] = String(found).split('.').map(Number);
+  const [oldestMajor, oldestMinor] = OLDEST_RUNTIME.split('.').map(Number);
+  if (major > oldestMajor || (major === oldestMajor && minor >= oldestMinor)) return;
+  throw new RequestError(
+    `ONNX Runtime ${found} is older than ${OLDEST_RUNTIME}, the first that is right on every graph of a bundle; ` +
+      'install a newer package, such as the one that package.json names',
+  );
 }

@@ -18,6 +18,7 @@ static class LibraryCheck
         CheckBatch(model);
         CheckHistory(model);
         CheckRefusals(model);
+        CheckRuntimes();
         CheckThreads(model);
         CheckDisposed(bundle);
         CheckDamaged(bundle.Folder);
@@ -138,6 +139,19 @@ static class LibraryCheck
         }
         Expect(Numbers.Same(stream.Step(frame), expected), "a refused call moved the stream");
         Console.WriteLine("wrong sizes, NaN, foreign snapshots and impossible options are refused, and nothing moves");
+    }
+
+    static void CheckRuntimes()
+    {
+        foreach (string old in new[] { "1.23.2", "1.9.0", "0.25.0", "1.23.0-dev", "unknown" })
+        {
+            Throws<NotSupportedException>(() => EdificeModel.CheckRuntime(old), $"{old} is older than 1.24");
+        }
+        foreach (string right in new[] { "1.24.1", "1.100.0", "2.0.0", "1.31.0-rev" })
+        {
+            EdificeModel.CheckRuntime(right);
+        }
+        Console.WriteLine("an ONNX Runtime below 1.24 is refused");
     }
 
     static void CheckThreads(EdificeModel model)
