@@ -363,7 +363,7 @@ def test_function_bomb_is_refused(tmp_path: Path) -> None:
 
 
 def test_function_that_calls_itself_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(RequestError, match="cycle"):
+    with pytest.raises(CheckError, match="local::f0 calls itself"):
         inspect_model(save(tmp_path, nested(2, "f0")))
 
 
