@@ -115,11 +115,11 @@ class Bundle:
                 _check_size(self.path, name, entry)
         except OSError as error:
             raise _unreadable(self.path, error) from error
-        models = {graph.model for graph in self.manifest.graphs.values()}
+        models = dict.fromkeys(graph.model for graph in self.manifest.graphs.values())
         # Hashing leaves the interpreter to others, so several files take the time of the largest.
         with ThreadPoolExecutor(4) as pool:
             list(pool.map(self._check_alone, models))
-            list(pool.map(self._check_alone, self.manifest.files.keys() - models))
+            list(pool.map(self._check_alone, self.manifest.files.keys() - models.keys()))
 
     def _tensor(self, name: str, spec: TensorSpec) -> np.ndarray:
         self.check(name)

@@ -178,9 +178,9 @@ def _check_meaning(manifest: Manifest, reader: _Reader) -> None:
 def _check_files(manifest: Manifest, reader: _Reader) -> None:
     """Refuses a file that is needed and not listed, and files that are larger than they can be."""
     limits = file_limits(manifest)
-    models = {graph.model for graph in manifest.graphs.values()}
+    optional = {f"{graph.model}.data" for graph in manifest.graphs.values()}
     for path in limits:
-        if path not in manifest.files and path.removesuffix(".data") not in models:
+        if path not in manifest.files and path not in optional:
             raise reader.error(f"{path!r} is used and not listed under files")
     for path in limits.keys() & manifest.files.keys():
         if manifest.files[path].size > limits[path]:
