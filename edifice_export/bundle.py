@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
+import math
+import mmap
+import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from .errors import CheckError, RequestError
 from .files import new_file_mode
@@ -35,10 +39,6 @@ EXTERNAL_DATA_THRESHOLD = 2**31 - 2**20
 """Bytes above which a model's weights go to a file of their own: protobuf ends at 2 GiB."""
 
 
-_LOCATION = "location"
-"""The key under which a tensor names the file that it keeps its values in: no model reads another file without it."""
-
-
 @dataclasses.dataclass(frozen=True)
 class Bundle:
     """A bundle on disk; each file is checked against the manifest when it is used, if not before."""
@@ -57,7 +57,7 @@ class Bundle:
             CheckError: a file is missing or was changed, or a model reads one that is not of the bundle.
             RequestError: it can't be read.
         """
-        for other in self._check_alone(name, parse=False):
+        for other in self._check_alone(name):
             self._check_alone(other)
 
     def test_data(self, graph: str) -> Iterator[tuple[str, dict[str, np.ndarray], dict[str, np.ndarray]]]:
@@ -103,15 +103,25 @@ class Bundle:
                 state[spec.name] = np.full(shape, spec.initial, spec.dtype)
         return state
 
-    def _check_alone(self, name: str, parse: bool = True) -> set[str]:
-        """Checks a file, and gives those that it reads; a model that reads none is parsed if asked for."""
+    def _check_alone(self, name: str) -> set[str]:
+        """Checks a file, and gives those that it reads."""
         try:
-            if name in {graph.model for graph in self.manifest.graphs.values()}:
-                return _check_model(self.path, name, self.manifest, parse)
-            check_file(self.path, name, self.manifest.files[name])
+            return _check_file(self.path, name, self.manifest)
         except OSError as error:
             raise _unreadable(self.path, error) from error
-        return set()
+
+    def _check_all(self) -> None:
+        """Checks every file: sizes before any is read, and models, which say whose the others are, before the rest."""
+        try:
+            for name, entry in self.manifest.files.items():
+                _check_size(self.path, name, entry)
+        except OSError as error:
+            raise _unreadable(self.path, error) from error
+        models = dict.fromkeys(graph.model for graph in self.manifest.graphs.values())
+        # Hashing leaves the interpreter to others, so several files take the time of the largest.
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(self._check_alone, models))
+            list(pool.map(self._check_alone, self.manifest.files.keys() - models.keys()))
 
     def _tensor(self, name: str, spec: TensorSpec) -> np.ndarray:
         self.check(name)
@@ -135,9 +145,7 @@ def open_bundle(path: str | Path, whole: bool = True) -> Bundle:
     except OSError as error:
         raise _unreadable(folder, error) from error
     if whole:
-        # Hashing leaves the interpreter to others, so several files take the time of the largest.
-        with ThreadPoolExecutor(4) as pool:
-            list(pool.map(bundle._check_alone, bundle.manifest.files))
+        bundle._check_all()
     return bundle
 
 
@@ -206,7 +214,7 @@ def check_file(folder: Path, name: str, expected: FileEntry) -> None:
         CheckError: it is missing or was changed.
         OSError: it can't be read.
     """
-    _check_there(folder, name)
+    _check_size(folder, name, expected)
     _check_hash(folder, name, expected, hash_file(folder / name))
 
 
@@ -214,17 +222,46 @@ def _unreadable(folder: Path, error: OSError) -> RequestError:
     return RequestError(f"bundle {folder}: can't be read: {error.strerror}; check the path and its rights")
 
 
-def _check_there(folder: Path, name: str) -> None:
+def _check_file(folder: Path, name: str, manifest: Manifest) -> set[str]:
+    """Checks a file, and gives those that it reads, as models may. Its size comes first, which costs nothing."""
+    expected = manifest.files[name]
+    if name not in {graph.model for graph in manifest.graphs.values()}:
+        check_file(folder, name, expected)
+        return set()
+    _check_size(folder, name, expected)
+    from .model_check import check_model
+
+    # It is mapped, and read once for both: models are most of a bundle.
+    with (folder / name).open("rb") as file, _mapped(file) as content:
+        _check_hash(folder, name, expected, FileEntry(len(content), hashlib.sha256(content).hexdigest()))
+        return check_model(folder, name, content, manifest)
+
+
+@contextlib.contextmanager
+def _mapped(file: BinaryIO) -> Iterator[memoryview]:
+    if not os.fstat(file.fileno()).st_size:
+        yield memoryview(b"")  # which can't be mapped
+        return
+    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped, memoryview(mapped) as content:
+        yield content
+
+
+def _check_size(folder: Path, name: str, expected: FileEntry) -> None:
     if not (folder / name).is_file():
         raise CheckError(f"bundle {folder}: {name} is missing; build or copy the bundle again")
+    size = (folder / name).stat().st_size
+    if size != expected.size:
+        raise CheckError(
+            f"bundle {folder}: {name} was changed since it was verified: it should have {expected.size} bytes and has "
+            f"{size}; build the bundle again"
+        )
 
 
 def _check_hash(folder: Path, name: str, expected: FileEntry, found: FileEntry) -> None:
     if found != expected:
         raise CheckError(
             f"bundle {folder}: {name} was changed since it was verified: its SHA-256 should begin with "
-            f"{expected.sha256[:12]} ({expected.size} bytes) and begins with {found.sha256[:12]} "
-            f"({found.size} bytes); build the bundle again"
+            f"{expected.sha256[:12]} and begins with {found.sha256[:12]}; build the bundle again"
         )
 
 
@@ -238,6 +275,11 @@ def _read_tensor(path: Path, spec: TensorSpec) -> np.ndarray:
         tensor = onnx.TensorProto.FromString(path.read_bytes())
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
             raise CheckError(f"test data {path} keeps its values in another file; don't use this bundle")
+        dims, held = list(tensor.dims), len(tensor.raw_data)
+        if min(dims, default=0) < 0 or math.prod(dims) * np.dtype(spec.dtype).itemsize != held:
+            raise CheckError(
+                f"test data {path} should be {spec}, and is {dims} in {held} bytes; build the bundle again"
+            )
         array = numpy_helper.to_array(tensor)
     except (OSError, DecodeError, ValueError, TypeError) as error:
         raise CheckError(f"test data {path} can't be read: {error}; build the bundle again") from error
@@ -250,53 +292,3 @@ def _read_tensor(path: Path, spec: TensorSpec) -> np.ndarray:
             f"test data {path} should be {spec}, finite, and is {array.dtype} {list(array.shape)}; build it again"
         )
     return array
-
-
-def _check_model(folder: Path, name: str, manifest: Manifest, parse: bool) -> set[str]:
-    """Checks a model's file, and gives those that it reads; refuses one that reads what the manifest doesn't vouch for.
-
-    It is read once for both: models are most of a bundle.
-    """
-    _check_there(folder, name)
-    content = (folder / name).read_bytes()
-    found = FileEntry(len(content), hashlib.sha256(content).hexdigest())
-    _check_hash(folder, name, manifest.files[name], found)
-    if not parse and _LOCATION.encode() not in content:
-        return set()  # what is no model is refused by what loads it next
-    import onnx
-    from google.protobuf.message import DecodeError
-
-    try:
-        loaded = onnx.ModelProto.FromString(content)
-    except DecodeError as error:
-        raise CheckError(f"bundle {folder}: {name} is not an ONNX model; build the bundle again") from error
-    read, known = set(), set(manifest.files) - {name}
-    for tensor in _tensors(loaded):
-        if tensor.data_location != onnx.TensorProto.EXTERNAL:
-            continue
-        locations = [entry.value for entry in tensor.external_data if entry.key == _LOCATION]
-        location = locations[0] if len(locations) == 1 else ""
-        other = (Path(name).parent / location).as_posix()
-        if other not in known:
-            raise CheckError(f"bundle {folder}: {name} reads {location!r}, not a file of the bundle; don't use it")
-        read.add(other)
-    return read
-
-
-def _tensors(message: onnx.ModelProto | onnx.GraphProto | onnx.FunctionProto) -> Iterator[onnx.TensorProto]:
-    """Every tensor of a model, in whatever body it stands."""
-    import onnx
-
-    if isinstance(message, onnx.ModelProto):
-        yield from _tensors(message.graph)
-        for function in message.functions:
-            yield from _tensors(function)
-        return
-    if isinstance(message, onnx.GraphProto):
-        yield from message.initializer
-        for sparse in message.sparse_initializer:
-            yield from (sparse.values, sparse.indices)
-    for attribute in (attribute for node in message.node for attribute in node.attribute):
-        yield from (attribute.t, *attribute.tensors)
-        for graph in (attribute.g, *attribute.graphs):
-            yield from _tensors(graph)

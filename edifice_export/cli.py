@@ -109,6 +109,8 @@ def verify(
     if as_json:
         print_json(report.to_dict())
     else:
+        if report.loosened is not None:
+            typer.echo(report.loosened)
         rows = [
             [
                 "graph",

@@ -15,8 +15,7 @@ import contextlib
 import dataclasses
 import math
 from collections import ChainMap
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import onnx
@@ -24,8 +23,9 @@ from onnx import TensorProto, helper, numpy_helper, reference, shape_inference
 from onnx.helper import tensor_dtype_to_np_dtype as dtype_of
 
 from .errors import CheckError
+from .nesting import find, qualified
 
-__all__ = ["AWAY", "MAX_ELEMENTS", "MAX_FOLDED", "Activation", "Walk", "byte_size", "dtype_of", "find", "qualified"]
+__all__ = ["AWAY", "MAX_ELEMENTS", "MAX_FOLDED", "Activation", "Walk", "byte_size", "dtype_of"]
 
 MAX_ELEMENTS = 2**50  # of one tensor: ONNX's shape inference multiplies dimensions without a check for overflow
 MAX_FOLDED = 2048  # bytes of a tensor whose data is kept: shapes, axes and pads are far smaller
@@ -52,21 +52,6 @@ class Activation:
     name: str
     shape: list[int]
     bytes: int
-
-
-def find(message: Any, kind: type) -> Iterator[Any]:
-    """Every message of one kind inside another, at any depth; protobuf's parser bounds that depth."""
-    for field, value in message.ListFields():
-        if field.type == field.TYPE_STRING and isinstance(value, bytes):
-            raise ValueError(f"{field.full_name} is not UTF-8")
-        if field.message_type is not None:
-            for item in [value] if hasattr(value, "ListFields") else value:
-                yield from [item] if isinstance(item, kind) else []
-                yield from find(item, kind)
-
-
-def qualified(domain: str, name: str) -> str:
-    return f"{domain}::{name}" if domain else name
 
 
 def byte_size(tensor: TensorProto) -> int:

@@ -6,19 +6,17 @@ import dataclasses
 import math
 from collections import ChainMap, Counter
 from collections.abc import Iterable, Iterator, Mapping
-from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
 
 import onnx
 from onnx import TensorProto, inliner
 
-from .costs import AWAY, MAX_ELEMENTS, MAX_FOLDED, Activation, Walk, byte_size, dtype_of, find, qualified
+from .costs import AWAY, MAX_ELEMENTS, MAX_FOLDED, Activation, Walk, byte_size, dtype_of
 from .errors import CheckError, ExportError, RequestError
+from .nesting import check_inlined, find, qualified
 
 __all__ = ["Activation", "Inspection", "TensorDescription", "inspect_model"]
-
-_MAX_NODES = 200_000  # after inlining: twenty functions, each calling the next one twice, make a million nodes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +80,8 @@ def _inspect(path: Path, asked: Mapping[str, int]) -> Inspection:
     files = {path.resolve(), *_strip(model, path.parent)}
     weights = [weight for graph in find(model, onnx.GraphProto) for weight in graph.initializer]
     names = {weight.name for weight in weights}
-    inlined = _inline(model)
+    check_inlined(model)
+    inlined = inliner.inline_local_functions(model)
     sizes = _set_sizes(inlined.graph.input, asked)
     walk = Walk({opset.domain: opset.version for opset in inlined.opset_import})
     walk.graph(inlined.graph, ChainMap(), live=True, times=1)
@@ -119,18 +118,6 @@ def _strip(model: onnx.ModelProto, folder: Path) -> Iterator[Path]:
         elif small:
             continue
         tensor.CopyFrom(TensorProto(name=tensor.name, data_type=code, dims=dims, data_location=AWAY))
-
-
-def _inline(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Inlines the model's functions, once it's sure that few enough nodes will result."""
-    bodies = {(f.domain, f.name): f for f in model.functions} | {("", ""): model.graph}
-    calls = {key: Counter((n.domain, n.op_type) for n in find(body, onnx.NodeProto)) for key, body in bodies.items()}
-    sizes: dict[tuple[str, str], int] = {}
-    for key in TopologicalSorter(calls).static_order():
-        sizes[key] = sum(count * sizes[call] for call, count in calls[key].items()) if key in calls else 1
-        if sizes[key] > _MAX_NODES:
-            raise CheckError(f"the graph has more than {_MAX_NODES} nodes with functions inlined; give a smaller model")
-    return inliner.inline_local_functions(model)
 
 
 def _set_sizes(inputs: Iterable[onnx.ValueInfoProto], asked: Mapping[str, int]) -> dict[str, int]:

@@ -15,9 +15,10 @@ import torch
 from torch.export.graph_signature import InputKind
 
 from .bundle import Bundle, save_model
+from .errors import CheckError
 from .graphs import entry
 from .manifest import GraphEntry
-from .runtime.providers import open_session
+from .runtime.providers import ORT_ERRORS, open_session, shortened
 from .trace import export_program, translate
 from .trace_names import scoped_names
 
@@ -70,7 +71,13 @@ def first_departure(
     with tempfile.TemporaryDirectory() as folder:
         probed = Path(folder) / "model.onnx"
         save_model(model, probed)
-        found = open_session(probed, [provider]).run(names, feeds)
+        try:
+            found = open_session(probed, [provider]).run(names, feeds)
+        except ORT_ERRORS as failure:
+            raise CheckError(
+                f"bundle {bundle.path}: the {graph} graph is wrong, and ONNX Runtime fails where all of its values are "
+                f"asked for: {shortened(failure)}; build the bundle again"
+            ) from failure
     for name, value in zip(names, found, strict=True):
         node, key = makers[name]
         wanted = expected[key]

@@ -12,12 +12,16 @@ from typing import Any
 from edifice_reference.config import MAX_WINDOW, NUMERICS
 
 from .errors import CheckError, RequestError
+from .file_limits import file_limits
 from .manifest import GRAPHS, MANIFEST, SCHEMA_VERSION, FileEntry, GraphEntry, Manifest, SequenceEntry
+from .memory import physical_memory
 from .specification import BATCH, SEQUENCE, StateSpec, TensorSpec
 
 __all__ = ["listed_files", "read_manifest"]
 
 _MAX_BYTES = 16 * 2**20
+_MAX_FILES, _MAX_SETS = 2**15, 16
+"""Of a bundle, and test data sets of a graph."""
 
 _ALWAYS = {
     "schema_version": int,
@@ -168,25 +172,21 @@ def _parse(reader: _Reader) -> Manifest:
 
 
 def _parse_files(reader: _Reader) -> dict[str, FileEntry]:
-    return {
+    listed = reader.take("files", dict)
+    if len(listed) > _MAX_FILES:
+        raise reader.error(f"{len(listed)} files are listed, more than {_MAX_FILES}, which no bundle has")
+    files = {
         reader.inside(path): FileEntry(entry.take("size", int), entry.take("sha256", str))
         for path, entry in reader.each("files").items()
     }
+    for path, entry in files.items():
+        if entry.size < 0:
+            raise reader.error(f"the size of {path!r} is {entry.size}")
+    return files
 
 
 def _check_meaning(manifest: Manifest, reader: _Reader) -> None:
     """Refuses what has the right type and can't be."""
-    used = [manifest.reference, *(state.initial for state in manifest.states if isinstance(state.initial, str))]
-    for graph in manifest.graphs.values():
-        data = [f"input_{i}.pb" for i in range(len(graph.inputs))] + [
-            f"output_{i}.pb" for i in range(len(graph.outputs))
-        ]
-        used += [graph.model, *(f"{folder}/{name}" for folder in graph.test_data for name in data)]
-        if graph.test_sequence is not None:
-            used += [f"{graph.test_sequence.folder}/{name}" for name in ("input_0.pb", "output_0.pb")]
-    for path in used:
-        if path not in manifest.files:
-            raise reader.error(f"{path!r} is used and not listed under files")
     if manifest.numerics not in NUMERICS:
         raise reader.error(f"numerics {manifest.numerics!r:.60} is not {' or '.join(NUMERICS)}")
     window = reader.part(manifest.options, "options").take("window_size", int)
@@ -196,6 +196,28 @@ def _check_meaning(manifest: Manifest, reader: _Reader) -> None:
     if not 0 < tolerance < math.inf:
         raise reader.error(f"the tolerance {tolerance} is not positive")
     _check_graphs(manifest, reader)
+    _check_files(manifest, reader)
+
+
+def _check_files(manifest: Manifest, reader: _Reader) -> None:
+    """Refuses a file that is needed and not listed, and files that are larger than they can be."""
+    limits = file_limits(manifest)
+    optional = {f"{graph.model}.data" for graph in manifest.graphs.values()}
+    for path in limits:
+        if path not in manifest.files and path not in optional:
+            raise reader.error(f"{path!r} is used and not listed under files")
+    for path in limits.keys() & manifest.files.keys():
+        if manifest.files[path].size > limits[path]:
+            raise reader.error(
+                f"{path!r} should have {manifest.files[path].size} bytes, and for this model, on this machine, it can "
+                f"have {limits[path]} at most"
+            )
+    others = sum(entry.size for path, entry in manifest.files.items() if path not in limits)
+    if others > sum(limits.values()):
+        raise reader.error(f"files that the bundle doesn't need should have {others} bytes, more than those it needs")
+    states = 8 * sum(math.prod(int(size) for size in state.shape[1:]) for state in manifest.states)
+    if states > (physical_memory() or math.inf):
+        raise reader.error(f"the states of a stream take {states} bytes, more than this machine has")
 
 
 def _check_graphs(manifest: Manifest, reader: _Reader) -> None:
@@ -212,6 +234,8 @@ def _check_graphs(manifest: Manifest, reader: _Reader) -> None:
     for name, graph in manifest.graphs.items():
         if not graph.test_data:
             raise reader.error(f"the {name} graph has no test_data")
+        if len(graph.test_data) > _MAX_SETS:
+            raise reader.error(f"the {name} graph has {len(graph.test_data)} sets of test_data, more than {_MAX_SETS}")
         _check_signature(manifest, reader, name, graph)
         _check_test_sequence(reader, name, graph)
 

@@ -13,7 +13,7 @@ import numpy as np
 from .bundle import Bundle, open_bundle
 from .defaults import TOLERANCE
 from .errors import RequestError
-from .report import Case, Report
+from .report import Case, Report, describe_tolerance
 from .rounding import outputs_of, with_rounding
 from .runtime.model import load
 from .runtime.providers import all_providers, why_not_usable
@@ -69,7 +69,8 @@ def verify(
     parameters = manifest.param_count
     with small_model_threads(parameters), Verification(providers, limit, parameters, every_prefix) as verification:
         verification.add(opened, [graph for graph in PARTS if graph in manifest.graphs], progress)
-        return verification.report(progress)
+        report = verification.report(progress)
+    return dataclasses.replace(report, loosened=describe_tolerance(limit, asked=tolerance is not None))
 
 
 class Verification:

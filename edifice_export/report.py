@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .defaults import TOLERANCE
+
 if TYPE_CHECKING:
     from .locate import Departure
 
-__all__ = ["ROUNDING_FACTOR", "Case", "Report", "Trial", "compare", "describe_gap"]
+__all__ = ["ROUNDING_FACTOR", "Case", "Report", "Trial", "compare", "describe_gap", "describe_tolerance"]
 
 ROUNDING_FACTOR = 4
 """How much further than torch's own float32 model a graph may be from float64, on inputs that amplify rounding."""
@@ -91,6 +93,7 @@ class Report:
         cases: every comparison, the worst first (by error over what is allowed).
         departure: where it failed, the first node whose value departs from the reference.
         float32_error: where it failed, the error of torch itself in float32 on the worst case.
+        loosened: what is to be said first: of a tolerance above defaults.TOLERANCE, which it is and where it is from.
         recurrence_gap: of a reference that keeps Edifice's inexact recurrence, the largest difference that the exact
             one would make to the output of any prefix of a window, on these weights and a random input.
     """
@@ -106,6 +109,7 @@ class Report:
     departure: Departure | None = None
     float32_error: float | None = None
     recurrence_gap: float | None = None
+    loosened: str | None = None
 
     @property
     def passed(self) -> bool:
@@ -159,6 +163,7 @@ class Report:
         for case, described in zip(self.cases, plain["cases"], strict=True):
             described["passed"] = case.passed
         return {
+            "loosened": plain.pop("loosened"),
             "passed": self.passed,
             "amplified": self.amplified,
             **_without_infinities({"max_abs": self.max_abs, "max_rel": self.max_rel}),
@@ -194,6 +199,22 @@ def describe_gap(gap: float) -> str:
     return (
         f"edifice numerics keep Edifice's inexact recurrence: on these weights the exact one, standard numerics, would "
         f"change the output by up to {gap:.1e} within the window"
+    )
+
+
+def describe_tolerance(tolerance: float, asked: bool = False) -> str | None:
+    """What is to be said of a tolerance above the one that a build sets by itself; None of others.
+
+    Args:
+        tolerance: see defaults.TOLERANCE.
+        asked: whether it was asked for just now; if not, it is the bundle's own.
+    """
+    if tolerance <= TOLERANCE:
+        return None
+    whose = "that was asked for" if asked else "in this bundle's manifest, set when it was built or by who edited it,"
+    return (
+        f"the tolerance {whose} is {tolerance:g}, above the {TOLERANCE:g} of edifice-export: agreement within it is "
+        "no verification to that"
     )
 
 

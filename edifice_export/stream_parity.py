@@ -12,7 +12,7 @@ from .bundle import Bundle
 from .errors import CheckError
 from .report import Trial, compare
 from .runtime.model import Model
-from .runtime.providers import ORT_ERRORS
+from .runtime.providers import ORT_ERRORS, shortened
 
 __all__ = ["count_stream", "run_stream"]
 
@@ -196,7 +196,10 @@ def _run_test_data(bundle: Bundle, model: Model, provider: str, tolerance: float
             try:
                 found = session.run(list(outputs), inputs)
             except ORT_ERRORS as error:
-                raise CheckError(f"ONNX Runtime failed on {folder}: {error}") from error
+                raise CheckError(
+                    f"bundle {bundle.path}: ONNX Runtime failed on the test data in {folder}: {shortened(error)}; "
+                    "build the bundle again"
+                ) from error
             frames = next(iter(inputs.values()))
             judge = _Judge(provider, tolerance, frames[:, None] if graph == "stream" else frames)
             trials = [

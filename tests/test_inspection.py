@@ -362,8 +362,30 @@ def test_function_bomb_is_refused(tmp_path: Path) -> None:
         inspect_model(save(tmp_path, nested(40, "Relu")))
 
 
+def test_overloads_are_functions_of_their_own(tmp_path: Path) -> None:
+    """Each calls the next one a thousand times: a million nodes, and a thousand where they are taken for one."""
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid("local", 1)]
+    model = graph_of([helper.make_node("f", ["x"], ["y"], domain="local", overload="0")], [1])
+    for overload in range(2):
+        called = ("f", "local", "1") if overload == 0 else ("Relu", "", "")
+        nodes = [
+            helper.make_node(called[0], [f"v{i}"], [f"v{i + 1}"], domain=called[1], overload=called[2])
+            for i in range(1000)
+        ]
+        model.functions.append(helper.make_function("local", "f", ["v0"], ["v1000"], nodes, opsets))
+        model.functions[-1].overload = str(overload)
+    del model.opset_import[:]
+    model.opset_import.extend(opsets)
+    with pytest.raises(CheckError, match="more than 200000 nodes with functions inlined"):
+        inspect_model(save(tmp_path, model))
+    for function in model.functions:
+        function.overload = "0"
+    with pytest.raises(CheckError, match=r"two functions local::f \(0\)"):
+        inspect_model(save(tmp_path, model))
+
+
 def test_function_that_calls_itself_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(RequestError, match="cycle"):
+    with pytest.raises(CheckError, match="local::f0 calls itself"):
         inspect_model(save(tmp_path, nested(2, "f0")))
 
 

@@ -288,11 +288,9 @@ def test_a_model_may_not_read_other_files(
     change(model)
     path.write_bytes(model.SerializeToString())
     vouch(folder)
-    expected = "not a file of the bundle"
-    with pytest.raises(ee.CheckError, match=expected):
-        ee.verify(folder)
-    with pytest.raises(ee.CheckError, match=expected if locations else "ONNX Runtime can't open"):
-        ee.load(folder)
+    for read in (ee.verify, ee.load):
+        with pytest.raises(ee.CheckError, match="not a file of the bundle"):
+            read(folder)
 
 
 def amplifying(tmp_path: Path) -> Path:

@@ -18,8 +18,8 @@ import numpy as np
 from ..bundle import Bundle, open_bundle
 from ..defaults import TOLERANCE
 from ..errors import CheckError
-from ..report import compare
-from ..runtime.providers import ORT_ERRORS
+from ..report import compare, describe_tolerance
+from ..runtime.providers import ORT_ERRORS, shortened
 from ..torch_import import require_torch, torch_threads, why_no_torch
 from .contestants import Contestant, Subject, bundle_contestants, forward
 from .footprint import footprint
@@ -88,7 +88,9 @@ def bench(
             progress(done, len(points))
         results += _measure(subject, point, wanted, rounds)
     model, without = subject.model(points[0].threads), why_no_torch()
-    notes = [f"passed over {name}: {reason}" for name, reason in model.passed_over.items()]
+    loosened = describe_tolerance(float(opened.manifest.parity.get("tolerance", TOLERANCE)))
+    notes = [loosened] if loosened is not None else []
+    notes += [f"passed over {name}: {reason}" for name, reason in model.passed_over.items()]
     if without is not None:
         notes.append(f"no products, and outputs not compared: torch can't be imported here ({without})")
     manifest = opened.manifest
@@ -178,7 +180,10 @@ def _compare(
     try:
         outputs = [contestant.run() for contestant in contestants]
     except ORT_ERRORS as error:
-        raise CheckError(f"running {point.graph} on {list(frames.shape)} failed: {error}") from error
+        raise CheckError(
+            f"running {point.graph} on {list(frames.shape)} failed: {shortened(error)}; ask for a smaller batch or "
+            "length, or see what `edifice-export verify` says"
+        ) from error
     if subject.reference is None:
         return [None] * len(outputs)
     import torch

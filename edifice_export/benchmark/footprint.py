@@ -62,7 +62,10 @@ def footprint(
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         reason = done.stderr.strip().splitlines() or [f"status {done.returncode}"]
-        raise CheckError(f"the process that runs {model} once, to see what it costs, failed: {reason[-1]}")
+        raise CheckError(
+            f"the process that runs {model} once, to see what it costs, failed: {reason[-1]:.400}; see what "
+            "`edifice-export verify` says"
+        )
     return Footprint(**json.loads(done.stdout.splitlines()[-1]))
 
 

@@ -10,10 +10,9 @@ import numpy as np
 import onnxruntime as ort
 
 from ..bundle import Bundle, open_bundle
-from ..errors import CheckError, RequestError
-from ..specification import TensorSpec
+from ..errors import RequestError
 from .arrays import check_array
-from .providers import ORT_ERRORS, open_session, placement, why_not_usable
+from .providers import ORT_ERRORS, failed, open_session, placement, why_not_usable
 from .stream import HISTORY, Stream
 
 __all__ = ["Model", "load"]
@@ -85,9 +84,8 @@ class Model:
         try:
             (output,) = self.session.run([self.output.name], {self.input.name: feed})
         except ORT_ERRORS as error:
-            raise CheckError(
-                f"ONNX Runtime failed on {self.input.name} {list(feed.shape)} with {', '.join(self.providers)}: {error}"
-            ) from error
+            given = f"{self.input.name} {list(feed.shape)} with {', '.join(self.providers)}"
+            raise failed(given, error) from error
         result: np.ndarray = output if batched else output[0]
         return result
 
@@ -114,24 +112,8 @@ class Model:
             if name not in self._sessions:
                 model = self.bundle.manifest.graphs[name].model
                 self.bundle.check(model)
-                session = open_session(self.bundle.file(model), *self._settings)
-                self._check_signature(name, session)
-                self._sessions[name] = session
+                self._sessions[name] = open_session(self.bundle.file(model), *self._settings)
             return self._sessions[name]
-
-    def _check_signature(self, name: str, session: ort.InferenceSession) -> None:
-        """Refuses a graph that is not the one of the manifest."""
-        graph = self.bundle.manifest.graphs[name]
-        for specs, found in ((graph.inputs, session.get_inputs()), (graph.outputs, session.get_outputs())):
-            described = [TensorSpec(each.name, each.type, tuple(each.shape)) for each in found]
-            if described != [TensorSpec(spec.name, _ORT_TYPES.get(spec.dtype, ""), spec.shape) for spec in specs]:
-                raise CheckError(
-                    f"bundle {self.bundle.path}: the manifest says {', '.join(map(str, specs))} and the {name} graph "
-                    f"has {', '.join(map(str, described))}; build the bundle again"
-                )
-
-
-_ORT_TYPES = {"float32": "tensor(float)", "int64": "tensor(int64)"}
 
 
 def load(

@@ -25,9 +25,11 @@ __all__ = [
     "ORT_ERRORS",
     "all_providers",
     "device_of",
+    "failed",
     "open_session",
     "placement",
     "short_name",
+    "shortened",
     "why_not_usable",
 ]
 
@@ -55,6 +57,9 @@ MAX_THREADS = 1024
 """More only cost memory: ONNX Runtime starts them all."""
 
 _FATAL = 4
+
+_MAX_WORDS = 400
+"""Letters of other people's messages that are passed on."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,7 +156,7 @@ def why_not_usable(short: str) -> str | None:
         session = _create_session(_probe_model(), [short], ort.SessionOptions())
         (sums,) = session.run(None, {"x": np.array([[[1, 2], [4, 3]]], np.float32)})
     except _PROBE_ERRORS as error:
-        return _missing_library(provider) or _missing_device(provider) or _first_line(error)
+        return _missing_library(provider) or _missing_device(provider) or shortened(error)
     if not placement(session).get(short):
         return "it takes no node of a graph of standard operators"
     if not np.allclose(sums.sum(-1), [[1, 2]], atol=1e-5):
@@ -257,7 +262,7 @@ def _create_session(model: Path | bytes, shorts: Sequence[str], options: ort.Ses
             session = ort.InferenceSession(source, options, providers=providers, enable_fallback=False)
     except ORT_ERRORS as error:
         shown = "a probe" if isinstance(model, bytes) else model
-        raise CheckError(f"ONNX Runtime can't open {shown}: {_first_line(error)}; build it again") from error
+        raise CheckError(f"ONNX Runtime can't open {shown}: {shortened(error)}; build it again") from error
     finally:
         ort.set_default_logger_severity(_DEFAULT_SEVERITY)
     absent = [provider.name for provider in wanted if provider.name not in session.get_providers()]
@@ -297,9 +302,7 @@ def _missing_library(provider: _Provider) -> str | None:
             try:
                 ctypes.CDLL(str(folder / library))
             except OSError as error:
-                return (
-                    f"a library it needs can't be loaded: {_first_line(error)}; install what {provider.package} needs"
-                )
+                return f"a library it needs can't be loaded: {shortened(error)}; install what {provider.package} needs"
     return None
 
 
@@ -307,9 +310,19 @@ def _missing_device(provider: _Provider) -> str | None:
     return f"no device was found; it needs {provider.device}" if provider.device else None
 
 
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
+def failed(given: str, error: Exception) -> CheckError:
+    """The error for a run that ONNX Runtime gave up, given so many frames."""
+    return CheckError(
+        f"ONNX Runtime failed on {given}: {shortened(error)}; give a smaller batch or fewer frames, or see what "
+        "`edifice-export verify` says"
+    )
+
+
+def shortened(error: BaseException) -> str:
+    """The first line of what ONNX Runtime or a loader says, which may go on for pages, and of that the beginning."""
+    text = str(error).strip() or type(error).__name__
+    line = text.splitlines()[0]
+    return line if len(line) <= _MAX_WORDS else f"{line[:_MAX_WORDS]}..."
 
 
 def _probe_model() -> bytes:

@@ -16,11 +16,11 @@ import numpy as np
 import onnxruntime as ort
 
 from ..bundle import Bundle
-from ..errors import CheckError, RequestError
+from ..errors import RequestError
 from ..files import is_within, replacing
 from ..specification import BATCH, StateSpec, TensorSpec
 from .arrays import check_array
-from .providers import ORT_ERRORS, device_of, placement, short_name
+from .providers import ORT_ERRORS, device_of, failed, placement, short_name
 
 __all__ = ["HISTORY", "MAX_HISTORY", "Snapshot", "Stream"]
 
@@ -109,7 +109,7 @@ class Stream:
             self._step.run_with_iobinding(binding)
             binding.synchronize_outputs()
         except ORT_ERRORS as error:
-            raise CheckError(f"ONNX Runtime failed on a frame of {self.batch} streams: {error}") from error
+            raise failed(f"a frame of {self.batch} streams", error) from error
         self._advance(after)
         return self._result[0].copy() if single else self._result.copy()
 
@@ -291,7 +291,7 @@ class Stream:
             self._prefill.run_with_iobinding(binding)
             binding.synchronize_outputs()
         except ORT_ERRORS as error:
-            raise CheckError(f"ONNX Runtime failed on {list(frames.shape)} frames: {error}") from error
+            raise failed(f"{self._sequence.name} {list(frames.shape)}", error) from error
         return after, output
 
     def _binding(self, past: _Buffers, present: _Buffers) -> ort.IOBinding:
