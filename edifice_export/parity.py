@@ -17,6 +17,7 @@ from .report import Case, Report, describe_tolerance
 from .rounding import outputs_of, with_rounding
 from .runtime.model import load
 from .runtime.providers import all_providers, why_not_usable
+from .runtime.version import refuse_old_runtime
 from .side_by_side import Done, SideBySide
 from .stream_parity import count_stream, run_stream
 from .torch_import import SMALL, small_model_threads, why_no_torch
@@ -58,6 +59,7 @@ def verify(
         CheckError: the bundle is damaged.
     """
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
+    refuse_old_runtime()  # which runs no provider
     manifest = opened.manifest
     limit = float(manifest.parity.get("tolerance", TOLERANCE)) if tolerance is None else tolerance
     if not 0 < limit < math.inf:

@@ -294,9 +294,15 @@ def on_version(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None
 
 @pytest.mark.parametrize("version", ["1.23.2", "1.21.1", "1.9.0", "0.25.0", "1.23.0.dev20260114", "unknown"])
 def test_an_old_runtime_is_refused(
-    bundle: ee.Bundle, on_version: Callable[[str], None], tmp_path: Path, capfd: Capture, version: str
+    bundle: ee.Bundle,
+    on_version: Callable[[str], None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: Capture,
+    version: str,
 ) -> None:
     """By everything that runs a graph, in one error: what was found, what is needed, what to do."""
+    monkeypatch.chdir(tmp_path)
     on_version(version)
     expected = f"ONNX Runtime {version} is older than 1.24, the first that is right on every graph of a bundle; install"
     for run in (

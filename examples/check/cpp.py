@@ -77,7 +77,11 @@ class Cpp:
                 self._compile(copy, f"-DCMAKE_CXX_FLAGS={_SANITIZERS}", "-DCMAKE_BUILD_TYPE=RelWithDebInfo")
             lines = [_check_digests(extra), _check_allocations(extra, bundle)]
             lines += _check_damaged(extra, bundle, place / "bundle")
-            lines += [_check_sanitized(whole, bundle), self._check_shipped(source, bundle, place)]
+            lines += [
+                _check_kernel(extra, bundle),
+                _check_sanitized(whole, bundle),
+                self._check_shipped(source, bundle, place),
+            ]
         return lines
 
     def _compile(self, source: Path, *options: str) -> None:
@@ -208,6 +212,14 @@ def _check_damaged(source: Path, bundle: Path, copy: Path) -> list[str]:
     model.unlink()
     _extra(source, "opening", copy, "'stream/model.onnx' is missing")
     return [*lines, "a model that was changed, is missing or has a foreign file beside it is not opened"]
+
+
+def _check_kernel(source: Path, bundle: Path) -> str:
+    """The bundle's layers call the kernel that is registered under their body's name, and it makes their states."""
+    found = _extra(source, "kernel", bundle / "stream" / "model.onnx")
+    if found != "2 2":
+        raise CheckError(f"a kernel for SelectiveScan_frame_6to2 should run in 2 layers and make 2 states, got {found}")
+    return "a kernel that is registered as edifice::SelectiveScan_frame_6to2 goes before that function"
 
 
 def _check_sanitized(source: Path, bundle: Path) -> str:
