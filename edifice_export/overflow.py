@@ -35,5 +35,5 @@ def overflows(model: Any, graph: str, sequence: np.ndarray) -> bool:
     for module in exact.modules():
         module.register_forward_hook(look)
     with torch.no_grad():
-        (exact if graph == "window" else exact.forward_stream)(torch.from_numpy(sequence).double())
+        (exact if graph == "window" else exact.forward_stream)(torch.tensor(sequence).double())
     return not bool(largest <= torch.finfo(torch.float32).max)
