@@ -10,7 +10,7 @@ import logging
 import signal
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -23,7 +23,7 @@ from edifice_reference.registry import ARCHITECTURES
 
 from .cli_bench import bench
 from .cli_build import BuildGroup, parse_options
-from .console import interrupted, print_json, print_table, progress_bar
+from .console import interrupted, print_json, print_table, progress_bar, say
 from .errors import ExportError
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ Providers = Annotated[
 
 def _print_version(asked: bool) -> None:
     if asked:
-        typer.echo(f"edifice-export {version('edifice-export')}")
+        say(f"edifice-export {version('edifice-export')}")
         raise typer.Exit
 
 
@@ -127,19 +127,19 @@ def verify(
         ]
         rows += [_case_row(case) for case in report.cases[:10]]
         print_table(rows)
-        typer.echo(f"(the worst {min(10, len(report.cases))} of {len(report.cases)} cases)")
+        say(f"(the worst {min(10, len(report.cases))} of {len(report.cases)} cases)")
         if report.reference == "float64 reference":
-            typer.echo(f"prefix lengths verified: {report.prefixes} of {report.window}")
+            say(f"prefix lengths verified: {report.prefixes} of {report.window}")
             if report.frames:
-                typer.echo(f"followed as a stream, frame by frame, for {report.frames} frames")
+                say(f"followed as a stream, frame by frame, for {report.frames} frames")
         else:
-            typer.echo("only the bundle's test data: the float64 reference needs torch, which can't be imported here")
+            say("only the bundle's test data: the float64 reference needs torch, which can't be imported here")
         if report.recurrence_gap is not None:
-            typer.echo(describe_gap(report.recurrence_gap))
+            say(describe_gap(report.recurrence_gap))
         if report.passed:
-            typer.echo(f"ok: {report.summary()}")
+            say(f"ok: {report.summary()}")
     if not report.passed:
-        typer.echo(f"error: verify {bundle}: {report.summary()}", err=True)
+        say(f"error: verify {bundle}: {report.summary()}", err=True)
         raise typer.Exit(1)
 
 
@@ -158,32 +158,27 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Run a recording through a bundle."""
-    from .run import run_recording, stream_recording
+    from .run import RunReport, StreamReport, run_recording, stream_recording
     from .runtime.model import load
 
     model = load(bundle, provider or ("cpu",), threads, optimization)
     with progress_bar("running") as progress:
-        if stream:
-            streamed = stream_recording(model, source, target, stride, progress)
-        else:
-            report = run_recording(model, source, target, stride, progress)
+        run_all: Callable[..., RunReport | StreamReport] = stream_recording if stream else run_recording
+        done = run_all(model, source, target, stride, progress)
     if as_json:
-        print_json(dataclasses.asdict(streamed if stream else report))
+        print_json(dataclasses.asdict(done))
         return
-    if stream:
-        typer.echo(
-            f"streamed {streamed.batch} recording{'s' * (streamed.batch != 1)} of {streamed.frames} frames on "
-            f"{_placement(streamed.providers)}: {streamed.output} float32 {streamed.shape}"
-        )
+    written = f"on {_placement(done.providers)}: {done.output} float32 {done.shape}"
+    if isinstance(done, StreamReport):
+        say(f"streamed {done.batch} recording{'s' * (done.batch != 1)} of {done.frames} frames {written}")
     else:
-        typer.echo(
-            f"ran {report.windows} window{'s' * (report.windows != 1)} of {report.window} frames on "
-            f"{_placement(report.providers)}: {report.output} float32 {report.shape}"
-        )
+        say(f"ran {done.windows} window{'s' * (done.windows != 1)} of {done.window} frames {written}")
+    if done.lines is not None:
+        say(f"{source}: {done.lines}")
     for name, reason in model.passed_over.items():
-        typer.echo(f"passed over {name}: {reason}")
-    if not stream and report.unused_frames:
-        typer.echo(f"the last {report.unused_frames} frames fill no window at stride {report.stride}")
+        say(f"passed over {name}: {reason}")
+    if isinstance(done, RunReport) and done.unused_frames:
+        say(f"the last {done.unused_frames} frames fill no window at stride {done.stride}")
 
 
 @app.command()
@@ -209,7 +204,7 @@ def inspect(
         return
     print_table([("model", model), *rows_of(inspection)])
     if explained:
-        typer.echo()
+        say()
         print_table([("node", "op", "lowering", "body", "why"), *(tuple(each.values()) for each in lowerings)])
 
 
@@ -237,9 +232,9 @@ def convert(
     if as_json:
         print_json(dataclasses.asdict(done))
         return
-    typer.echo(f"wrote {done.output}: {done.architecture}, {done.tensors} tensors, {done.parameters:,} parameters")
+    say(f"wrote {done.output}: {done.architecture}, {done.tensors} tensors, {done.parameters:,} parameters")
     for note in done.notes:
-        typer.echo(note)
+        say(note)
 
 
 @app.command()
@@ -256,7 +251,7 @@ def scaffold(
     if as_json:
         print_json(dataclasses.asdict(done))
         return
-    typer.echo(f"wrote {done.output}: {language}/ and bundle/ ({done.architecture}); {done.readme} says how to run it")
+    say(f"wrote {done.output}: {language}/ and bundle/ ({done.architecture}); {done.readme} says how to run it")
 
 
 @app.command()
@@ -276,7 +271,7 @@ def doctor(as_json: Json = False) -> None:
             ("build", "works" if diagnosis.can_build else "needs torch: pip install torch"),
         ]
     )
-    typer.echo()
+    say()
     print_table(
         [
             ("provider", "usable", "missing"),
@@ -304,14 +299,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         message = ""
     except Exception as error:
         if debug:
-            traceback.print_exc()
+            for line in traceback.format_exc().splitlines():
+                say(line, err=True)
         message, status = _describe(error)
     if interrupted or status == 130:  # the status that Typer gives an interrupt
         # Whatever became of it on its way: torch turns an interrupt into errors of its own.
         message, status = "interrupted; nothing is left half written", 128 + (interrupted or [signal.SIGINT])[0]
     if message:
         with contextlib.suppress(OSError):  # a terminal that is gone
-            typer.echo(f"error: {message}", err=True)
+            say(f"error: {message}", err=True)
     sys.exit(status)
 
 
@@ -333,8 +329,7 @@ def _describe(error: Exception) -> tuple[str, int]:
 
 
 def _one_line(error: Any) -> str:
-    text = " ".join(str(error).split())
-    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+    return " ".join(str(error).split())
 
 
 def _interrupt(number: int, _frame: Any) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .console import print_json, print_table, progress_bar
+from .console import print_json, print_table, progress_bar, say
 
 if TYPE_CHECKING:
     from .benchmark.results import BenchReport
@@ -75,13 +75,11 @@ def bench(
 def _print(report: BenchReport) -> None:
     nodes = ", ".join(f"{name} ({count} nodes)" for name, count in report.providers.items())
     facts = {key: value for key, value in report.machine.items() if key not in ("platform", "cpu", "cores")}
-    typer.echo(f"{report.architecture}, {report.numerics} numerics, window of {report.window} frames, on {nodes}")
-    typer.echo(f"{report.machine['cpu']}, {report.machine['cores']} cores")
-    typer.echo(", ".join(f"{name} {value}" for name, value in facts.items() if value is not None))
+    say(f"{report.architecture}, {report.numerics} numerics, window of {report.window} frames, on {nodes}")
+    say(f"{report.machine['cpu']}, {report.machine['cores']} cores")
+    say(", ".join(f"{name} {value}" for name, value in facts.items() if value is not None))
     print_table(report.rows())
-    typer.echo(
-        "median, p95, p99, load: milliseconds; per s: windows, frames or pieces; ratio: of medians, to the products;\n"
-        "load: opening a session; MiB: what a first run adds; error: to the float64 reference"
-    )
+    say("median, p95, p99, load: milliseconds; per s: windows, frames or pieces; ratio: of medians, to the products;")
+    say("load: opening a session; MiB: what a first run adds; error: to the float64 reference")
     for note in report.notes:
-        typer.echo(note)
+        say(note)

@@ -17,7 +17,7 @@ from typer.main import get_command
 from edifice_reference.config import describe_range
 from edifice_reference.registry import ARCHITECTURES, Architecture, get_architecture
 
-from .console import print_json, progress_bar
+from .console import print_json, progress_bar, say
 from .defaults import DEFAULT_OPSET, OPSETS, TOLERANCE
 from .errors import RequestError
 from .torch_import import require_torch
@@ -189,14 +189,14 @@ def _build(
     parity = manifest.parity
     every = parity["prefixes"] == manifest.window_size
     prefixes = "every prefix length" if every else f"{parity['prefixes']} prefix lengths"
-    typer.echo(f"built {bundle.path}: {architecture.name}, {manifest.numerics} numerics, opset {manifest.opset}")
-    typer.echo(
+    say(f"built {bundle.path}: {architecture.name}, {manifest.numerics} numerics, opset {manifest.opset}")
+    say(
         f"verified: ONNX Runtime agrees with the {parity['reference']} in {parity['cases']} cases, {prefixes} of the "
         f"window among them; largest error {parity['max_abs']:.1e}"
     )
     if parity["frames"]:
-        typer.echo(f"followed as a stream, frame by frame, for {parity['frames']} frames")
+        say(f"followed as a stream, frame by frame, for {parity['frames']} frames")
     if parity["amplified"]:
-        typer.echo(f"{parity['amplified']} of the inputs amplify rounding beyond 1e-5, in torch's float32 as well")
+        say(f"{parity['amplified']} of the inputs amplify rounding beyond 1e-5, in torch's float32 as well")
     if parity["recurrence_gap"] is not None:
-        typer.echo(describe_gap(parity["recurrence_gap"]))
+        say(describe_gap(parity["recurrence_gap"]))

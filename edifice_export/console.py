@@ -10,10 +10,23 @@ from typing import Any
 
 import typer
 
-__all__ = ["interrupted", "print_json", "print_table", "progress_bar"]
+from .errors import printable
+
+__all__ = ["interrupted", "print_json", "print_table", "progress_bar", "say"]
 
 interrupted: list[int] = []
 """The signals that asked this process to stop."""
+
+
+def say(line: str = "", err: bool = False) -> None:
+    """Prints a line; all that the commands print goes through here or is JSON, in which all but ASCII is escaped.
+
+    Args:
+        line: what it says. Names in it may come from a file of anybody's, so nothing in it reaches the terminal that is
+            not printable.
+        err: to standard error.
+    """
+    typer.echo(printable(line), err=err)
 
 
 def print_json(value: Any) -> None:
@@ -23,9 +36,10 @@ def print_json(value: Any) -> None:
 
 def print_table(rows: Sequence[Sequence[str]]) -> None:
     """Prints rows in aligned columns; the last column is as long as it needs to be."""
-    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
-    for row in rows:
-        typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    shown = [[printable(cell) for cell in row] for row in rows]
+    widths = [max(len(cell) for cell in column) for column in zip(*shown, strict=True)]
+    for row in shown:
+        say("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
 @contextlib.contextmanager

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-__all__ = ["CheckError", "ExportError", "RequestError"]
+__all__ = ["CheckError", "ExportError", "NotFiniteError", "RequestError", "printable"]
+
+
+def printable(text: str) -> str:
+    """Text that may come from a file, such as a name in a model, as a terminal may be given it.
+
+    What would move the cursor, hide or reorder text is escaped; letters of any script stay as they are.
+    """
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
 class ExportError(Exception):
-    """Base of every error this package raises on purpose."""
+    """Base of every error this package raises on purpose. The message is one printable line."""
 
     exit_status = 1
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(" ".join(message.split("\n"))))
 
 
 class RequestError(ExportError, ValueError):
@@ -19,3 +30,15 @@ class RequestError(ExportError, ValueError):
 
 class CheckError(ExportError):
     """A check failed: parity, a corrupted bundle, an export that froze a dimension."""
+
+
+class NotFiniteError(CheckError):
+    """What a graph gave for finite frames within the limit is not finite.
+
+    Attributes:
+        entry: the first entry of the batch with such an output.
+    """
+
+    def __init__(self, message: str, entry: int = 0) -> None:
+        super().__init__(message)
+        self.entry = entry

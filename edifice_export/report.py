@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .defaults import TOLERANCE
+from .errors import NotFiniteError
 
 if TYPE_CHECKING:
     from .locate import Departure
 
-__all__ = ["ROUNDING_FACTOR", "Case", "Report", "Trial", "compare", "describe_gap", "describe_tolerance"]
+__all__ = [
+    "ROUNDING_FACTOR",
+    "Case",
+    "Report",
+    "Trial",
+    "attempt",
+    "compare",
+    "describe_gap",
+    "describe_tolerance",
+]
 
 ROUNDING_FACTOR = 4
 """How much further than torch's own float32 model a graph may be from float64, on inputs that amplify rounding."""
@@ -148,7 +159,7 @@ class Report:
             line += f"; {self.amplified} of the inputs amplify rounding beyond the limit, in torch's float32 as well"
         if self.departure is not None:
             line += f"; the first node that departs is {self.departure}"
-        if self.float32_error is not None and self.float32_error > max(self.worst.limit, self.tolerance):
+        if self.float32_error is not None and not self.float32_error <= max(self.worst.limit, self.tolerance):
             line += (
                 f"; torch in float32 departs by {self.float32_error:.1e} as well: these weights need "
                 "more than float32, or a larger --tolerance"
@@ -169,6 +180,14 @@ class Report:
             **_without_infinities({"max_abs": self.max_abs, "max_rel": self.max_rel}),
             **plain,
         }
+
+
+def attempt(run: Callable[[np.ndarray], np.ndarray], frames: np.ndarray, expected: np.ndarray) -> np.ndarray:
+    """What a model gives for frames; NaN of the expected shape where it hands out nothing, as it is not finite."""
+    try:
+        return run(frames)
+    except NotFiniteError:
+        return np.full(expected.shape, np.nan, np.float32)
 
 
 def compare(found: np.ndarray, expected: np.ndarray, tolerance: float, **described: Any) -> Case:

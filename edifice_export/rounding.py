@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from .bundle import Bundle
+from .overflow import overflows
 from .report import Case, Trial
 
 __all__ = ["outputs_of", "with_rounding"]
@@ -22,13 +23,14 @@ def with_rounding(failed: Sequence[Trial], bundle: Bundle) -> list[Trial]:
     """The cases with what rounding does to torch's own float32 model near their input and its parameters.
 
     Products of sums that cancel, as in H3 with large steps, amplify rounding for a few inputs: no float32 graph is near
-    float64 there, and a right one is as near as torch.
+    float64 there, and a right one is as near as torch. Overflow is no rounding, though torch's own is as wrong.
     """
     if not failed:
         return []
     from .reference_model import reference_of
 
-    model, known = reference_of(bundle), {}
+    model = reference_of(bundle)
+    known: dict[tuple[Any, ...], np.ndarray | None] = {}
     result = []
     for case, sequence in sorted(failed, key=lambda pair: -pair[0].length):
         if math.isfinite(case.max_abs) and case.runs_from_the_start:
@@ -36,8 +38,9 @@ def with_rounding(failed: Sequence[Trial], bundle: Bundle) -> list[Trial]:
             alone = (case.source, case.length) if case.graph == "window" else ()
             shared = (case.batch, case.seed, case.magnitude, *alone)
             if shared not in known:
-                known[shared] = _rounding(model, case, sequence)
-            case = dataclasses.replace(case, rounding=float(known[shared][: case.length][-1]))
+                known[shared] = None if overflows(model, case.graph, sequence) else _rounding(model, case, sequence)
+            if (rounding := known[shared]) is not None:
+                case = dataclasses.replace(case, rounding=float(rounding[: case.length][-1]))
         result.append((case, sequence))
     return result
 

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from .errors import RequestError
+from .errors import NotFiniteError, RequestError
 from .files import is_within, same_file
+from .runtime.csv_recording import CsvLines
 from .runtime.model import Model
 from .runtime.recording import iter_windows, open_output, open_recording, window_starts
 
@@ -31,6 +32,7 @@ class RunReport:
         unused_frames: frames at the end of each entry that fill no further window.
         providers: nodes run by each provider, by short name.
         passed_over: providers that were preferred and are not usable, and why.
+        lines: which lines of a .csv were taken as what; None of other files.
     """
 
     output: str
@@ -41,6 +43,7 @@ class RunReport:
     unused_frames: int
     providers: dict[str, int]
     passed_over: dict[str, str]
+    lines: CsvLines | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +56,7 @@ class StreamReport:
         batch: how many streams there were, side by side.
         providers: that run nodes of the graph, by short name, and how many each.
         passed_over: providers that were preferred and are not usable, and why.
+        lines: which lines of a .csv were taken as what; None of other files.
     """
 
     output: str
@@ -61,6 +65,7 @@ class StreamReport:
     batch: int
     providers: dict[str, int]
     passed_over: dict[str, str]
+    lines: CsvLines | None
 
 
 def run_recording(
@@ -80,8 +85,11 @@ def run_recording(
         progress: called with the number of windows done and of all.
 
     Raises:
-        RequestError: the recording can't be read, has another width or dtype, or holds a NaN; the target can't be
-            written. Nothing is written then.
+        RequestError: the recording can't be read, has another width or dtype, or holds a NaN or a number beyond
+            MAX_MAGNITUDE; the target can't be written.
+        CheckError: ONNX Runtime could not run it, or an output is not finite.
+
+    Nothing is written then.
     """
     _check_target(model, source, target)
     with open_recording(source, int(model.input.shape[-1]), model.input.name) as recording:
@@ -97,7 +105,12 @@ def run_recording(
         with open_output(target, tuple(shape)) as output:
             flat = output.reshape(total, hidden)
             for windows in iter_windows(recording.frames, window, stride, chunk):
-                flat[done : done + len(windows)] = model(windows)
+                try:
+                    flat[done : done + len(windows)] = model(windows)
+                except NotFiniteError as error:
+                    entry, turn = divmod(done + error.entry, len(starts))
+                    place = f"frames {starts[turn]} to {starts[turn] + window - 1} of recording {entry}"
+                    raise NotFiniteError(f"{source}, {place}: {error}") from error
                 done += len(windows)
                 if progress is not None:
                     progress(done, total)
@@ -110,6 +123,7 @@ def run_recording(
         unused_frames=length - (starts[-1] + window),
         providers=model.placement,
         passed_over=model.passed_over,
+        lines=recording.lines,
     )
 
 
@@ -128,7 +142,10 @@ def stream_recording(
 
     Raises:
         RequestError: the bundle has no stream, the recording can't be read, has another width or dtype, or holds a
-            NaN; the target can't be written. Nothing is written then.
+            NaN or a number beyond MAX_MAGNITUDE; the target can't be written.
+        CheckError: ONNX Runtime could not run it, or an output is not finite.
+
+    Nothing is written then.
     """
     if stride != 1:
         raise RequestError(f"--stride {stride}: a stream sees every frame; leave it out, or leave --stream out")
@@ -142,8 +159,8 @@ def stream_recording(
             for t in range(length):
                 try:
                     outputs[:, t] = stream.step(np.ascontiguousarray(recording.frames[:, t]))
-                except RequestError as error:
-                    raise RequestError(f"{source}, frame {t}: {error}") from error
+                except (RequestError, NotFiniteError) as error:
+                    raise type(error)(f"{source}, frame {t}: {error}") from error
                 if progress is not None:
                     progress(t + 1, length)
     return StreamReport(
@@ -153,6 +170,7 @@ def stream_recording(
         batch=batch,
         providers=stream.placement,
         passed_over=model.passed_over,
+        lines=recording.lines,
     )
 
 

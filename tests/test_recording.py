@@ -23,6 +23,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edifice_export.errors import RequestError
+from edifice_export.runtime.csv_recording import CsvLines
 from edifice_export.runtime.recording import iter_windows, open_output, open_recording, window_starts
 
 WIDTH = 4
@@ -88,7 +89,7 @@ def fail_inside(context: AbstractContextManager[Any], folder: Path, error: type[
 
 
 def read(path: Path, width: int = WIDTH) -> tuple[np.ndarray, bool]:
-    with open_recording(path, width) as (array, batched):
+    with open_recording(path, width) as (array, batched, _):
         assert array.dtype == np.float32
         assert not array.flags.writeable
         return np.array(array), batched
@@ -124,10 +125,36 @@ def test_fortran_order(tmp_path: Path, shape: tuple[int, ...]) -> None:
     np.testing.assert_array_equal(found.reshape(shape), x)
 
 
-@pytest.mark.parametrize("text", ["a,b\n1,2\n3,4\n", "1,2\n3,4", "\ufeff1,2\r\n3,4\r\n\r\n\n", " 1 , 2\n3e0,+4.\n \n"])
-def test_csv_dialects(tmp_path: Path, text: str) -> None:
+@pytest.mark.parametrize(
+    ("text", "lines"),
+    [
+        ("1,2\n3,4", (None, 1, 2)),
+        ("a,b\n1,2\n3,4\n", (1, 2, 3)),
+        ("\ufeff1,2\r\n3,4\r\n\r\n\n", (None, 1, 2)),
+        ('\ufeff"a",b\r1,2\r3,4\r', (1, 2, 3)),
+        (" 1 ,\t2\n3e0,+4.\n \n", (None, 1, 2)),
+        ('"1","2"\n"3",40.e-1', (None, 1, 2)),
+        ('"speed, left","a ""quoted"" name"\n1,2\n.3e1,4\n', (1, 2, 3)),
+        ("größe,一月\n1,2\n3,4\n", (1, 2, 3)),
+        ("nano,e1\n1,2\n3,4\n", (1, 2, 3)),
+    ],
+)
+def test_csv_dialects(tmp_path: Path, text: str, lines: tuple[int | None, int, int]) -> None:
     (tmp_path / "x.csv").write_bytes(text.encode())
     np.testing.assert_array_equal(read(tmp_path / "x.csv", 2)[0], [[[1, 2], [3, 4]]])
+    with open_recording(tmp_path / "x.csv", 2) as recording:
+        assert recording.lines == CsvLines(*lines)
+
+
+def test_lines_of_a_csv_in_words() -> None:
+    assert str(CsvLines(1, 2, 9)) == "line 1 taken as the header, lines 2 to 9 as frames"
+    assert str(CsvLines(None, 1, 1)) == "no header, line 1 as a frame"
+
+
+def test_a_file_without_lines_says_nothing_of_them(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", frames(3, WIDTH))
+    with open_recording(tmp_path / "x.npy", WIDTH) as recording:
+        assert recording.lines is None
 
 
 GOOD = npy(frames(5, WIDTH))
@@ -165,11 +192,50 @@ REFUSED = {
     "only header": ("x.csv", b"a,b,c,d\n", "only a header"),
     "only blank": ("x.csv", b"\n \n", "blank lines"),
     "columns": ("x.csv", b"1,2,3,4\n1,2,3\n", "line 2: expected 4 numbers .*found 3 columns"),
-    "semicolons": ("x.csv", b"a;b;c;d\n1;2;3;4\n", "line 2: expected 4 numbers separated by commas, found 1 col"),
-    "word": ("x.csv", b"1,2,3,4\n1,2,3,4\n1,two,3,4\n", "line 3: expected 4 numbers .*'two'"),
-    "mistyped first line": ("x.csv", b"1,2,3,4O\n1,2,3,4\n", "line 1: expected 4 numbers .*4O"),
+    "columns of the header": ("x.csv", b"a,b,c\n1,2,3,4\n", "line 1: expected 4 numbers .*found 3 columns"),
+    "semicolons": ("x.csv", b"a;b;c;d\n1;2;3;4\n", "line 1: expected 4 numbers separated by commas, found 1 col"),
+    "word": ("x.csv", b"1,2,3,4\n1,2,3,4\n1,two,3,4\n", "line 3, column 2: expected a number .*'two'"),
+    "second header": ("x.csv", b"a,b,c,d\na,b,c,d\n1,2,3,4\n", "line 2, column 1: expected a number .*'a'"),
+    "mistyped first line": ("x.csv", b"1,2,3,4O\n1,2,3,4\n", "line 1, column 4: expected a number .*'4O'"),
+    "first line of numbers and names": (
+        "x.csv",
+        b"1,b,3,d\n1,2,3,4\n",
+        "line 1, column 2: .*'b'; correct it; a header",
+    ),
+    "broken first line": ("x.csv", b"1.0.0,2-,3;,4f\n1,2,3,4\n", r"line 1, column 1: expected a number .*'1\.0\.0'"),
+    "signs alone": ("x.csv", b"-,+,-.,.\n1,2,3,4\n", "line 1, column 1: expected a number .*'-'"),
+    "missing first line": ("x.csv", b"NaN,NA,null,None\n1,2,3,4\n", "line 1, column 1: expected a number .*'NaN'"),
+    "infinite first line": ("x.csv", b"inf,-inf,Infinity,+inf\n1,2,3,4\n", "line 1, column 1: .*'inf'"),
+    "one name for all": ("x.csv", b"?,?,?,?\n1,2,3,4\n", r"line 1, column 1: .*'\?'"),
+    "empty first line": ("x.csv", b",,,\n1,2,3,4\n", "line 1, column 1: expected a number .*''"),
+    "header of pandas": (
+        "x.csv",
+        b"0,1,2,3\n1,2,3,4\n",
+        r"line 1: counts the columns .*pandas.*header=False.*0 as 0\.0",
+    ),
+    "quoted header of pandas": ("x.csv", b'"0","1","2","3"\n1,2,3,4\n', "line 1: counts the columns"),
+    "index of pandas": ("x.csv", b",a,b,c,d\n0,1,2,3,4\n", r"line 1: .*found 5 columns; the first.*\(index=False\)"),
+    "underscores": ("x.csv", b"1,2,3,4\n1_0,2,3,4\n", "line 2, column 1: expected a number .*'1_0'"),
+    "underscores first": ("x.csv", b"1_0,2_0,3_0,4_0\n1,2,3,4\n", "line 1, column 1: .*'1_0'"),
+    "Arabic digits": ("x.csv", "1,2,3,4\n1,2,3,\u0664\n".encode(), "line 2, column 4: .*'\u0664'"),
+    "Arabic digits first": ("x.csv", "\u0661,\u0662,\u0663,\u0664\n1,2,3,4\n".encode(), "line 1, column 1: .*'\u0661'"),
+    "wide digits": ("x.csv", "1,2,3,4\n\uff11,2,3,4\n".encode(), "line 2, column 1: .*'\uff11'"),
+    "hexadecimal": ("x.csv", b"1,2,3,4\n1,2,0x10,4\n", "line 2, column 3: .*'0x10'"),
+    "decimal commas": ("x.csv", b'"1,5","2,5","3,5","4,5"\n', "line 1, column 1: .*'1,5'"),
+    "minus sign": ("x.csv", "1,2,3,4\n1,2,\u22123,4\n".encode(), "line 2, column 3: .*'\u22123'"),
+    "hard space": ("x.csv", "1,2,3,4\n1,2,3,\u00a04\n".encode(), r"line 2, column 4: .*'\\xa04'"),
+    "not a number": ("x.csv", b"1,2,3,4\n1,2,3,nan\n", "line 2, column 4: expected a number .*'nan'"),
+    "beyond the limit": ("x.csv", b"1,2,3,4\n1,-3.4e38,3,4\n", r"line 2, column 2: -3\.4e38: numbers up to 1e\+12"),
+    "beyond float32": ("x.csv", b"1,2,3,4\n1,2,1e39,4\n", r"line 2, column 3: 1e39: numbers up to 1e\+12"),
+    "beyond float64": ("x.csv", b"1,2,3,4\n1,2,3,1e999\n", "line 2, column 4: 1e999: give finite numbers only"),
+    "open quote": ("x.csv", b'1,2,3,4\n1,2,3,"4\n1,2,3,4\n', "line 2: .*correct the quotes"),
+    "quote that goes on": ("x.csv", b'a,b,c,"d\ne"\n1,2,3,4\n', "line 1: a quoted field goes on in the next line"),
+    "text after a quote": ("x.csv", b'1,2,3,"4"5\n', "line 1: .*correct the quotes"),
+    "UTF-16": ("x.csv", "a,b,c,d\n1,2,3,4\n".encode("utf-16"), "line 1, column 1: "),
+    "blank first line": ("x.csv", b"\n1,2,3,4\n", "line 1: .*blank"),
     "blank line inside": ("x.csv", b"1,2,3,4\n\n\n1,2,3,4\n", "line 2: .*blank"),
-    "not text": ("x.csv", b"1,2,3,4\n\xff\x00,2,3,4\n", "line 2: "),
+    "not text": ("x.csv", b"1,2,3,4\n\xff\x00,2,3,4\n", "line 2, column 1: "),
+    "not text first": ("x.csv", b"\xff\xfe,b,c,d\n1,2,3,4\n", "line 1, column 1: "),
 }
 
 
@@ -203,7 +269,14 @@ def test_csv_line_without_end(tmp_path: Path) -> None:
     (tmp_path / "x.csv").write_bytes(b"1,2,3,4\n" + b"1," * (20 << 20))
     with memory_under(10 << 20):
         message = refusal(open_recording(tmp_path / "x.csv", WIDTH))
-    assert re.search(r"line 2: expected 4 numbers .*found over \d+ characters", message)
+    assert re.search(r"line 2: expected numbers .*found over \d+ characters", message)
+
+
+def test_csv_quote_without_end(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_bytes(b'1,2,3,4\n1,2,3,"4\n' + b"1,2,3,4\n" * (2 << 20))
+    with memory_under(10 << 20):
+        message = refusal(open_recording(tmp_path / "x.csv", WIDTH))
+    assert re.search(r"line 2: .*correct the quotes", message)
 
 
 @pytest.mark.parametrize("error", [ValueError, OSError, KeyboardInterrupt])
@@ -247,19 +320,19 @@ def test_stride_is_positive() -> None:
 
 @pytest.mark.parametrize("chunk", [1, 5, 100])
 @pytest.mark.parametrize(("window", "stride"), [(8, 1), (8, 3), (50, 1)])
-@pytest.mark.parametrize("value", [np.nan, -np.inf])
-def test_place_of_a_value_that_is_not_finite(chunk: int, window: int, stride: int, value: float) -> None:
+@pytest.mark.parametrize("value", [np.nan, -np.inf, np.float32(-3.4e38), np.float32(1e13)])
+def test_place_of_a_value_that_no_model_takes(chunk: int, window: int, stride: int, value: float) -> None:
     x = frames(3, 20, WIDTH)
     x[1, 16, 2] = value
     x[1, 17, 0] = x[2, 0, 0] = np.inf
-    with pytest.raises(RequestError, match=rf"\[1, 16, 2\] it is {value};"):
+    with pytest.raises(RequestError, match=rf"\[1, 16, 2\] it is {re.escape(f'{value:g}')};"):
         list(iter_windows(x, window, stride, chunk))
 
 
 def test_memory_does_not_grow_with_the_recording(tmp_path: Path) -> None:
     np.lib.format.open_memmap(tmp_path / "x.npy", mode="w+", dtype=np.float32, shape=(200_000, 256))
     assert (tmp_path / "x.npy").stat().st_size > 200_000_000
-    with memory_under(5 * 8 * 100 * 256 * 4), open_recording(tmp_path / "x.npy", 256) as (array, _):
+    with memory_under(5 * 8 * 100 * 256 * 4), open_recording(tmp_path / "x.npy", 256) as (array, *_):
         total = sum(windows.shape[0] * windows.shape[1] for windows in iter_windows(array, 100, 100, 8))
     assert total == 200_000
 

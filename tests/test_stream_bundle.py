@@ -504,6 +504,7 @@ def test_run_streams_a_recording(
         "frames": shape[-1],
         "batch": count,
         "passed_over": {},
+        "lines": {"header": None, "first": 1, "last": shape[-1]} if suffix == ".csv" else None,
     }
 
 

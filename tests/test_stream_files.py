@@ -10,10 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import tiny_bundle
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
-from stream_helpers import WINDOW, contents, frames, same, steps, with_other_weights
+from stream_helpers import WINDOW, agrees, contents, frames, reference, same, steps, with_other_weights
 
 import edifice_export as ee
 from edifice_export.bundle import open_bundle
@@ -112,10 +113,10 @@ def test_a_state_with_other_numbers_is_refused(model: ee.Model, tmp_path: Path) 
         ({name: tensors[name][0].copy()}, f"{name} should be float32"),
         ({"9.ssm": tensors[name]}, "not those of this bundle's states: 9.ssm"),
     ]
-    for value in (np.nan, np.inf, -np.inf):
+    for value in (np.nan, np.inf, -np.inf, 3.4e38, -1e19, 1e12, 1.001e6):
         broken = tensors[name].copy()
         broken.flat[-1] = value
-        worse.append(({name: broken}, f"{name} holds numbers that no stream has"))
+        worse.append(({name: broken}, rf"{name} holds numbers that no stream has, .* and not up to 1e\+06"))
     if "0.position" in tensors:
         for position in (-1, -(2**63), 2**63 - 1):
             worse.append(({"0.position": np.array([3, position])}, "0.position holds numbers that no stream has"))
@@ -126,8 +127,46 @@ def test_a_state_with_other_numbers_is_refused(model: ee.Model, tmp_path: Path) 
     refuses(stream, path, f"not those of this bundle's states: {name}")
     save_file(tensors, path, {**said, "format": "edifice-export stream state 2"})
     refuses(stream, path, "is not the state of a stream")
+    save_file({**tensors, name: np.full_like(tensors[name], 1e6)}, path, said)
+    stream.load(path)
     save_file(tensors, path, said)
     stream.load(path)
+
+
+@pytest.mark.parametrize("value", [1e6, -1e6])
+def test_states_up_to_their_limit_give_what_the_reference_gives(model: ee.Model, tmp_path: Path, value: float) -> None:
+    stream, path, frame = model.stream(2), tmp_path / "state", frames(2, seed=4)
+    steps(stream, frames(2, WINDOW + 1))
+    stream.save(path)
+    tensors = load_file(path)
+    with safe_open(path, framework="numpy") as file:
+        said = file.metadata()
+    random = np.random.default_rng(1)
+    for name, tensor in tensors.items():
+        if tensor.dtype == np.float32:
+            tensors[name] = (value * random.uniform(-1, 1, tensor.shape)).astype(np.float32)
+            tensors[name].flat[0] = value
+    save_file(tensors, path, said)
+    stream.load(path)
+    given = {name: torch.from_numpy(tensor) for name, tensor in tensors.items()}
+    exact = {name: tensor.double() if tensor.is_floating_point() else tensor for name, tensor in given.items()}
+    with torch.no_grad():
+        wanted, _ = reference(model.bundle).extend(torch.from_numpy(frame).double(), exact)
+    assert agrees(stream.step(frame), wanted.numpy())
+
+
+def test_a_state_that_overflowed_is_not_saved(model: ee.Model, tmp_path: Path) -> None:
+    stream = model.stream()
+    for value in (np.nan, np.inf, 1e7):
+        numbers = contents(stream)
+        name = next(name for name in numbers if name.endswith("conv"))
+        numbers[name].flat[1] = value
+        mark = ee.Snapshot(stream._upload(numbers), stream._identity())
+        other = model.stream()
+        other.restore(mark)
+        with pytest.raises(ee.RequestError, match=f"{name} is not finite or beyond .*; reset, restore or rewind"):
+            other.save(tmp_path / "state")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_damaged_file_is_no_state(model: ee.Model, tmp_path: Path) -> None:

@@ -1,13 +1,20 @@
-"""What goes into a graph is checked before it does."""
+"""What goes into a graph is checked before it does, and what comes out before it is believed."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from ..errors import RequestError
+from ..errors import NotFiniteError, RequestError
 from ..specification import TensorSpec
 
-__all__ = ["check_array"]
+__all__ = ["MAX_MAGNITUDE", "check_array", "check_output", "first_beyond", "why_beyond"]
+
+MAX_MAGNITUDE = 1e12
+"""The largest number, and the smallest negated, that a frame may hold; `verify` goes up to it.
+
+Layer norms square what the first layer makes of a frame: from 1.8e19 on the squares leave float32, and the output is
+zero or NaN. Ten million are left for what weights, added up over a frame, and sums of squares make of it.
+"""
 
 
 def check_array(array: np.ndarray, spec: TensorSpec) -> None:
@@ -28,7 +35,43 @@ def check_array(array: np.ndarray, spec: TensorSpec) -> None:
         )
     if 0 in array.shape:
         raise RequestError(f"{spec.name}: expected {expected}, got shape {list(array.shape)}, which holds nothing")
-    finite = np.isfinite(array)
+    place = first_beyond(array, MAX_MAGNITUDE)
+    if place is not None:
+        frame = f" in frame {place[-2]}" if len(spec.shape) == 3 else ""
+        value = array[place]
+        raise RequestError(f"{spec.name}: holds {value:g} at {list(place)}{frame}; {why_beyond(value)}")
+
+
+def first_beyond(array: np.ndarray, limit: float) -> tuple[int, ...] | None:
+    """The place of the first number that is a NaN, infinite, or further from zero than a limit; None without one."""
+    if np.abs(array).max() <= limit:  # a NaN is not
+        return None
+    return tuple(int(index) for index in np.argwhere(~(np.abs(array) <= limit))[0])
+
+
+def why_beyond(value: float) -> str:
+    """Why a number of a frame is refused, and what to do."""
+    if not np.isfinite(value):
+        return "give finite numbers only"
+    return f"numbers up to {MAX_MAGNITUDE:g} are taken, beyond which float32 may overflow; scale or mend the input"
+
+
+def check_output(output: np.ndarray, name: str, consequence: str = "") -> None:
+    """Refuses what a graph gave if it is not finite.
+
+    Args:
+        output: float32 [batch, ...].
+        name: what messages call it.
+        consequence: what the error means for the caller, if anything.
+
+    Raises:
+        NotFiniteError: names the first entry of the batch whose output is not.
+    """
+    finite = np.isfinite(output)
     if not finite.all():
-        place = np.argwhere(~finite)[0]
-        raise RequestError(f"{spec.name}: holds {array[tuple(place)]} at {place.tolist()}; give finite numbers only")
+        entry = int(np.argwhere(~finite)[0, 0])
+        raise NotFiniteError(
+            f"{name}: is not finite for entry {entry} of the batch: float32 overflows in this model on these frames"
+            f"{consequence}; scale them down, or mend the weights",
+            entry,
+        )

@@ -11,7 +11,7 @@ import onnxruntime as ort
 
 from ..bundle import Bundle, open_bundle
 from ..errors import RequestError
-from .arrays import check_array
+from .arrays import check_array, check_output
 from .providers import ORT_ERRORS, failed, open_session, placement, why_not_usable
 from .stream import HISTORY, Stream
 
@@ -64,9 +64,9 @@ class Model:
             float32 [batch, hidden_size], or [hidden_size].
 
         Raises:
-            RequestError: another rank, width or dtype, no frame at all, more than max_sequence, a NaN or infinity, or
-                a bundle that was built without the window graph.
-            CheckError: ONNX Runtime could not run it.
+            RequestError: another rank, width or dtype, no frame at all, more than max_sequence, a NaN or a number
+                beyond MAX_MAGNITUDE, or a bundle that was built without the window graph.
+            CheckError: ONNX Runtime could not run it, or the output is not finite.
         """
         if not self.has_window:
             raise RequestError(
@@ -86,6 +86,7 @@ class Model:
         except ORT_ERRORS as error:
             given = f"{self.input.name} {list(feed.shape)} with {', '.join(self.providers)}"
             raise failed(given, error) from error
+        check_output(output, self.output.name)
         result: np.ndarray = output if batched else output[0]
         return result
 

@@ -8,7 +8,6 @@ import os
 import shutil
 import tempfile
 import zipfile
-from array import array
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -20,6 +19,8 @@ from numpy.typing import NDArray
 
 from ..errors import RequestError
 from ..files import check_output, replacing
+from .arrays import MAX_MAGNITUDE, first_beyond, why_beyond
+from .csv_recording import CsvLines, unpack_csv
 
 __all__ = ["Recording", "iter_windows", "open_output", "open_recording", "window_starts"]
 
@@ -29,10 +30,17 @@ _HEAD = 1 << 14  # bytes; any header numpy accepts is shorter
 
 
 class Recording(NamedTuple):
-    """Read-only, memory-mapped frames, [batch, frames, width], and whether the file had the batch dimension."""
+    """Frames of a file.
+
+    Attributes:
+        frames: read-only and memory-mapped, [batch, frames, width].
+        batched: whether the file had the batch dimension.
+        lines: which lines of a .csv were taken as what; None of other files.
+    """
 
     frames: Frames
     batched: bool
+    lines: CsvLines | None
 
 
 @contextmanager
@@ -52,8 +60,8 @@ def open_recording(path: Path, width: int, name: str = "state_sequence") -> Iter
     with ExitStack() as stack:
         with _refusing(f"can't read {path}", "check the file, or save it again"):
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="edifice-export-"))
-            frames = _map(path, width, name, Path(folder, "unpacked"))
-        yield Recording(frames if frames.ndim == 3 else frames[None], frames.ndim == 3)
+            frames, lines = _map(path, width, name, Path(folder, "unpacked"))
+        yield Recording(frames if frames.ndim == 3 else frames[None], frames.ndim == 3, lines)
 
 
 def window_starts(frames: int, window: int, stride: int) -> range:
@@ -85,7 +93,7 @@ def iter_windows(frames: Frames, window: int, stride: int, chunk: int) -> Iterat
         Contiguous [n, min(frames, window), width], with n = chunk but for the last.
 
     Raises:
-        RequestError: stride is below 1, or a window has a value that isn't finite.
+        RequestError: stride is below 1, or a window has a value that isn't finite or is beyond MAX_MAGNITUDE.
     """
     length = frames.shape[1]
     starts = window_starts(length, window, stride)
@@ -94,11 +102,11 @@ def iter_windows(frames: Frames, window: int, stride: int, chunk: int) -> Iterat
     for first in range(0, total, chunk):
         entry, turn = np.divmod(np.arange(first, min(first + chunk, total)), len(starts))
         windows = np.ascontiguousarray(views[entry, turn])
-        finite = np.isfinite(windows)
-        if not finite.all():
-            n, frame, channel = np.unravel_index(finite.argmin(), finite.shape)
-            place = f"[{entry[n]}, {starts[turn[n]] + frame}, {channel}] it is {windows[n, frame, channel]}"
-            raise RequestError(f"frames must be finite; at [batch, frame, channel] = {place}; repair or cut that one")
+        odd = first_beyond(windows, MAX_MAGNITUDE)
+        if odd is not None:
+            n, frame, channel = odd
+            place, value = f"[{entry[n]}, {starts[turn[n]] + frame}, {channel}]", windows[odd]
+            raise RequestError(f"at [batch, frame, channel] = {place} it is {value:g}; {why_beyond(value)}")
         yield windows
 
 
@@ -145,7 +153,7 @@ def _refusing(what: str, remedy: str) -> Iterator[None]:
         raise RequestError(f"{what} ({detail}); {remedy}") from error
 
 
-def _map(path: Path, width: int, name: str, unpacked: Path) -> Frames:
+def _map(path: Path, width: int, name: str, unpacked: Path) -> tuple[Frames, CsvLines | None]:
     """A checked memory map, [frames, width] or [batch, frames, width], of the file or of what it unpacks to."""
     if not path.is_file():
         found = "is a folder or a device" if path.exists() else "does not exist"
@@ -154,11 +162,12 @@ def _map(path: Path, width: int, name: str, unpacked: Path) -> Frames:
         raise RequestError(f"the recording {path} is an empty file; save it again")
     match path.suffix.lower():
         case ".npy":
-            return _map_npy(path, width)
+            return _map_npy(path, width), None
         case ".npz":
-            return _map_npz(path, width, name, unpacked)
+            return _map_npz(path, width, name, unpacked), None
         case ".csv":
-            return _map_csv(path, width, unpacked)
+            lines = unpack_csv(path, width, unpacked)
+            return np.memmap(unpacked, dtype=np.float32, mode="r").reshape(-1, width), lines
         case other:
             raise RequestError(f"a recording is .npy, .npz or .csv; {path} has the extension {other!r}; convert it")
 
@@ -209,39 +218,3 @@ def _check_header(head: bytes, size: int, width: int, source: str) -> None:
         raise RequestError(f"{source} must have a frame or more; {found}; record some")
     if stream.tell() + math.prod(shape) * dtype.itemsize != size:
         raise RequestError(f"{source} is damaged or truncated: {found}, which {size} bytes don't match; save it again")
-
-
-def _map_csv(path: Path, width: int, unpacked: Path) -> Frames:
-    """Skips a header, a first line with no number in it, and blank lines at the end."""
-    limit = (1 << 20) + 64 * width  # of a line: a file without line ends must not fill memory
-    blank = 0
-    with path.open(encoding="utf-8-sig", errors="replace") as source, unpacked.open("wb") as copy:
-        for line, text in enumerate(iter(lambda: source.readline(limit), ""), 1):
-            wanted = f"{path}, line {line}: expected {width} numbers separated by commas"
-            if not text.strip():
-                blank = blank or line
-                continue
-            if blank:
-                raise RequestError(f"{path}, line {blank}: expected {width} numbers, found a blank line; remove it")
-            if len(text) == limit and not text.endswith("\n"):
-                raise RequestError(f"{wanted}, found over {limit} characters; split the line")
-            cells = text.split(",")
-            if line == 1 and not any(map(_is_number, cells)):
-                continue
-            if len(cells) != width:
-                raise RequestError(f"{wanted}, found {len(cells)} columns; correct it")
-            try:
-                array("f", map(float, cells)).tofile(copy)
-            except ValueError as error:
-                raise RequestError(f"{wanted}; {str(error)[:80]}; correct it") from error
-    if unpacked.stat().st_size == 0:
-        raise RequestError(f"{path} must have a frame or more; it has only a header or blank lines; record some")
-    return np.memmap(unpacked, dtype=np.float32, mode="r").reshape(-1, width)
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True

@@ -17,10 +17,11 @@ import onnxruntime as ort
 
 from ..bundle import Bundle
 from ..errors import RequestError
-from ..files import is_within, replacing
-from ..specification import BATCH, StateSpec, TensorSpec
-from .arrays import check_array
+from ..files import is_within
+from ..specification import StateSpec, TensorSpec
+from .arrays import check_array, check_output
 from .providers import ORT_ERRORS, device_of, failed, placement, short_name
+from .state_file import read_state, sizes_of, write_state
 
 __all__ = ["HISTORY", "MAX_HISTORY", "Snapshot", "Stream"]
 
@@ -33,10 +34,7 @@ _MAX_BINDINGS = 4096
 _PIECE = 1024
 """Frames that are handed over at once when a longer history is prefilled, unless the window is longer."""
 
-_MAX_POSITION = 2**62
-"""Frames that no stream has seen; counting on from there would not overflow for as long again."""
-
-_FORMAT = "edifice-export stream state 1"
+_STAYS = ", and the stream stays where it was"
 
 
 class Stream:
@@ -98,8 +96,10 @@ class Stream:
             float32 [batch, hidden_size], or [hidden_size].
 
         Raises:
-            RequestError: another rank, width, batch or dtype, or a NaN or infinity. The stream stays where it was.
-            CheckError: ONNX Runtime could not run it.
+            RequestError: another rank, width, batch or dtype, or a NaN or a number beyond MAX_MAGNITUDE.
+            CheckError: ONNX Runtime could not run it, or the output is not finite.
+
+        The stream stays where it was then.
         """
         single = self._check(frame, self.frame, "step")
         self._input[:] = frame
@@ -110,6 +110,7 @@ class Stream:
             binding.synchronize_outputs()
         except ORT_ERRORS as error:
             raise failed(f"a frame of {self.batch} streams", error) from error
+        check_output(self._result, self.output.name, _STAYS)
         self._advance(after)
         return self._result[0].copy() if single else self._result.copy()
 
@@ -134,6 +135,7 @@ class Stream:
         state, output = self._current, self._result
         for start in range(0, frames.shape[1], length):
             state, output = self._run_prefill(np.ascontiguousarray(frames[:, start : start + length]), state)
+            check_output(output, self.output.name, _STAYS)
         self._advance(state)
         return output[0].copy() if single else output
 
@@ -207,40 +209,22 @@ class Stream:
         """Writes the state now to a safetensors file, whole or not at all.
 
         Raises:
-            RequestError: the file can't be written.
+            RequestError: the file can't be written, or the state is one that `load` refuses.
         """
-        encode, _ = _safetensors()
-        target, state = Path(path), self._download(self._current)
-        if is_within(target, self.bundle.path):
+        if is_within(Path(path), self.bundle.path):
             raise RequestError(
-                f"state {target}: is inside the bundle, which holds its own files only; name another place"
+                f"state {path}: is inside the bundle, which holds its own files only; name another place"
             )
-        if not all(np.isfinite(tensor).all() for tensor in state.values()):
-            raise RequestError(
-                f"state {target}: is not finite: frames were too large for float32; reset, restore or rewind the stream"
-            )
-        data = encode(state, {"format": _FORMAT, **self._names()})
-        with replacing(target) as unfinished:
-            unfinished.write_bytes(data)
+        write_state(Path(path), self._download(self._current), self._names())
 
     def load(self, path: str | Path) -> None:
         """Goes to a saved state; there is nothing to rewind then.
 
         Raises:
-            RequestError: the file can't be read, is damaged, or holds a state of another bundle or batch. The stream
-                stays where it was.
+            RequestError: the file can't be read, is damaged, or holds a state of another bundle or batch, or numbers
+                that are not finite or beyond MAX_STATE. The stream stays where it was.
         """
-        _, decode = _safetensors()
-        metadata, tensors = decode(Path(path))
-        if metadata.get("format") != _FORMAT:
-            raise RequestError(f"state {path}: is not the state of a stream; give a file that `save` wrote")
-        for key, expected in self._names().items():
-            if metadata.get(key) != expected:
-                raise RequestError(
-                    f"state {path}: is of another bundle: its {key} is {metadata.get(key)!r}, and this one's is "
-                    f"{expected!r}; load it into the bundle that it was saved from"
-                )
-        self._check_state(tensors, str(path))
+        tensors = read_state(Path(path), self._names(), self._states, self.batch)
         self._current = self._upload(tensors)
         self._before.clear()
 
@@ -260,22 +244,6 @@ class Stream:
         if found != self.batch:
             raise RequestError(f"{verb}: {spec.name} has a batch of {found}, and the stream one of {self.batch}")
         return single
-
-    def _check_state(self, tensors: Mapping[str, np.ndarray], path: str) -> None:
-        expected = {state.name for state in self._states}
-        if tensors.keys() != expected:
-            odd = sorted(tensors.keys() ^ expected)
-            raise RequestError(f"state {path}: its tensors are not those of this bundle's states: {', '.join(odd[:4])}")
-        for state in self._states:
-            tensor, shape = tensors[state.name], _sizes(state, self.batch)
-            if (str(tensor.dtype), tensor.shape) != (state.dtype, shape):
-                raise RequestError(
-                    f"state {path}: {state.name} should be {state.dtype} {list(shape)} for this stream, found "
-                    f"{tensor.dtype} {list(tensor.shape)}"
-                )
-            counted = tensor.dtype == np.int64
-            if not np.isfinite(tensor).all() or (counted and not 0 <= tensor.min() <= tensor.max() <= _MAX_POSITION):
-                raise RequestError(f"state {path}: {state.name} holds numbers that no stream has; the file is damaged")
 
     def _advance(self, after: _State) -> None:
         self._before.append(self._current)
@@ -323,7 +291,7 @@ class Stream:
             return _State(buffers, self._free)
 
     def _allocate(self, state: StateSpec) -> ort.OrtValue:
-        shape = _sizes(state, self.batch)
+        shape = sizes_of(state, self.batch)
         if self._device == "cpu":
             return ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, state.dtype))
         return ort.OrtValue.ortvalue_from_shape_and_type(list(shape), np.dtype(state.dtype), self._device)
@@ -374,31 +342,6 @@ def _refuse_copy(what: object) -> NoReturn:
     raise RequestError(f"a {type(what).__name__.strip('_')} can't be copied or pickled; use snapshot, or save and load")
 
 
-def _sizes(state: StateSpec, batch: int) -> tuple[int, ...]:
-    return tuple(batch if size == BATCH else int(size) for size in state.shape)
-
-
 def _describe(identity: tuple[str, ...]) -> str:
     architecture, weights, batch, device = identity
     return f"{architecture} with weights {weights[:12]}, {batch}, on {device}"
-
-
-def _safetensors() -> tuple[Any, Any]:
-    """Encoding and decoding of safetensors, in numpy."""
-    try:
-        import safetensors
-        from safetensors.numpy import save
-    except ImportError as error:
-        raise RequestError(
-            f"states are safetensors files: {error}; install it with `pip install safetensors`"
-        ) from error
-
-    def decode(path: Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:
-        try:
-            with safetensors.safe_open(path, framework="numpy") as file:
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-                return dict(file.metadata() or {}), tensors
-        except (OSError, safetensors.SafetensorError, ValueError, TypeError, AttributeError) as error:
-            raise RequestError(f"state {path}: can't be read: {error}; give a file that `save` wrote") from error
-
-    return save, decode

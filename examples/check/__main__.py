@@ -27,7 +27,7 @@ from edifice_reference.registry import ARCHITECTURES
 
 from .cpp import Cpp
 from .csharp import CSharp
-from .damage import DAMAGES
+from .damage import DAMAGES, rename_architecture
 from .language import CheckError, Language
 from .node import Node
 from .web import Web
@@ -136,13 +136,32 @@ def check_refusals(language: Language, sample: Path, bundle: Path, folder: Path)
         damage.do(copy)
         done = language.run(sample, copy, "--frames", "1")
         lines = done.stderr.strip().splitlines()
-        if done.returncode != damage.status or len(lines) != 1 or damage.says not in lines[0]:
+        right = len(lines) == 1 and damage.says in lines[0] and lines[0].isprintable()
+        if done.returncode != damage.status or not right:
             raise CheckError(
-                f"{language.name}, {damage.name}: expected exit status {damage.status} and one line with "
+                f"{language.name}, {damage.name}: expected exit status {damage.status} and one printable line with "
                 f"{damage.says!r}, got {done.returncode}: {_tail(done.stderr or done.stdout)}"
             )
         said.append(f"{language.name} refuses {damage.name}")
-    return said
+    return [*said, check_printable(language, sample, bundle, folder)]
+
+
+def check_printable(language: Language, sample: Path, bundle: Path, folder: Path) -> str:
+    """Runs a sample on a sound bundle whose name has escape codes, of which the terminal must see none.
+
+    Raises:
+        CheckError: it did, or the sample failed.
+    """
+    copy = folder / "damaged" / language.name / "named" / "bundle"
+    shutil.rmtree(copy.parent, ignore_errors=True)
+    shutil.copytree(bundle, copy)
+    rename_architecture(copy)
+    for arguments in (("--frames", "1"), ("--frames", "1", "--json")):
+        done = language.run(sample, copy, *arguments)
+        raw = [line for line in (done.stdout + done.stderr).splitlines() if not line.isprintable()]
+        if done.returncode != 0 or raw:
+            raise CheckError(f"{language.name}, a name with escape codes: {_tail(done.stderr)} {raw!r}")
+    return f"{language.name} shows a name with escape codes escaped"
 
 
 def table(rows: Sequence[Row]) -> str:

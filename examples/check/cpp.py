@@ -12,6 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from .damage import overflow
 from .language import CheckError, Run, run
 
 __all__ = ["Cpp"]
@@ -76,7 +77,7 @@ class Cpp:
             for copy in (whole, extra):
                 self._compile(copy, f"-DCMAKE_CXX_FLAGS={_SANITIZERS}", "-DCMAKE_BUILD_TYPE=RelWithDebInfo")
             lines = [_check_digests(extra), _check_allocations(extra, bundle)]
-            lines += _check_damaged(extra, bundle, place / "bundle")
+            lines += [_extra(extra, "magnitudes", bundle), *_check_damaged(extra, bundle, place / "bundle")]
             lines += [
                 _check_kernel(extra, bundle),
                 _check_sanitized(whole, bundle),
@@ -211,6 +212,11 @@ def _check_damaged(source: Path, bundle: Path, copy: Path) -> list[str]:
     _extra(source, "opening", copy, "'stream/model.onnx' was changed")
     model.unlink()
     _extra(source, "opening", copy, "'stream/model.onnx' is missing")
+    shutil.rmtree(copy)
+    shutil.copytree(bundle, copy)
+    overflow(copy)
+    _extra(source, "overflow", copy)
+    lines += ["an output that is not finite is not handed out, and the stream stays where it was"]
     return [*lines, "a model that was changed, is missing or has a foreign file beside it is not opened"]
 
 

@@ -3,6 +3,7 @@
 
 #include <cstdio>
 #include <cstdlib>
+#include <functional>
 #include <iterator>
 #include <new>
 #include <random>
@@ -203,6 +204,59 @@ int kernel(const std::filesystem::path& model) {
     return 0;
 }
 
+// Frames that no model takes leave the stream as it was, and escape codes reach no terminal.
+int magnitudes(const std::filesystem::path& folder) {
+    edifice::Model model{edifice::Bundle{folder}};
+    edifice::Stream stream(model), plain(model);
+    const std::size_t width = model.bundle().graph("stream").inputs[0].width();
+    const auto frame = [&](float value) { return std::vector<float>(width, value); };
+    stream.step(frame(0.5f)), plain.step(frame(0.5f));
+    int refused = 0;
+    for (const float value : {3.4e38f, -3.4e38f, 1e30f, 1e19f, -1e18f, 1.001e12f, INFINITY, NAN}) {
+        const auto refuses = [&](const std::function<void(std::vector<float>)>& call, const std::string& place) {
+            std::vector<float> numbers(3 * width, 1.0f);
+            numbers[2 * width + 1] = value;
+            try {
+                call(numbers);
+            } catch (const edifice::RequestError& error) {
+                const std::string limit = std::isfinite(value) ? "numbers up to 1e12" : "finite numbers only";
+                const std::string said = error.what();
+                refused += said.find(limit) != said.npos && said.find(place) != said.npos ? 1 : 0;
+            }
+        };
+        refuses([&](const std::vector<float>& numbers) { stream.step(numbers.data() + 2 * width, width); }, "at 1;");
+        refuses([&](const std::vector<float>& numbers) { stream.prefill(numbers, 3); }, "in frame 2;");
+        refuses([&](const std::vector<float>& numbers) { model.run(numbers, 1, 3); }, "in frame 2;");
+    }
+    const bool same = stream.rewindable() == 1 && stream.step(frame(0.25f)) == plain.step(frame(0.25f));
+    stream.step(frame(edifice::kMaxMagnitude));
+    const std::string letters = " gr\xc3\xb6\xc3\x9fer \xe4\xb8\x80";
+    const std::string shown = edifice::printable("a\x1b[2J\x7f\n\xc2\x9b\xe2\x80\xae\xff" + letters);
+    const bool plain_text = shown == "a\\x1b[2J\\x7f \\x9b\\u{202e}\\xff" + letters;
+    std::printf("%d of 24 frames and windows that are too large are refused\n", refused);
+    if (refused == 24 && same && plain_text) return 0;
+    std::fprintf(stderr, "refused %d, went on the same %d, printable %s\n", refused, same, shown.c_str());
+    return 1;
+}
+
+// A stream on a bundle whose outputs overflow: none is handed out, and the stream stays where it was.
+int overflow(const std::filesystem::path& folder) {
+    edifice::Model model{edifice::Bundle{folder}};
+    edifice::Stream stream(model);
+    const std::vector<float> frame(model.bundle().graph("stream").inputs[0].width(), 0.5f);
+    const std::vector<std::function<void()>> calls{
+        [&] { model.run(frame, 1, 1); }, [&] { stream.step(frame); }, [&] { stream.prefill(frame, 1); }};
+    for (const auto& call : calls) {
+        try {
+            call();
+            return 1;
+        } catch (const edifice::CheckError& error) {
+            if (std::string(error.what()).find("output is not finite") == std::string::npos) return 1;
+        }
+    }
+    return stream.rewindable() == 0 ? 0 : 1;
+}
+
 // Calls of operator new in steps, snapshots, rewinds and restores: outside of ONNX Runtime's run, and within.
 void allocations(const std::filesystem::path& folder) {
     edifice::Model model{edifice::Bundle{folder}};
@@ -250,6 +304,8 @@ int main(int count, char** words) {
     if (task == "runtimes") return runtimes();
     if (task == "kernel" && count == 3) return kernel(words[2]);
     if (task == "opening" && count == 4) return opening(words[2], words[3]);
+    if (task == "magnitudes" && count == 3) return magnitudes(words[2]);
+    if (task == "overflow" && count == 3) return overflow(words[2]);
     if (task == "allocations" && count == 3) allocations(words[2]);
     return 0;
 }

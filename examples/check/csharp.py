@@ -20,6 +20,7 @@ from typing import Any
 
 from edifice_export.bundle import open_bundle
 
+from .damage import overflow
 from .language import CheckError, Run, check_hash, run
 
 __all__ = ["CSharp"]
@@ -142,7 +143,13 @@ class CSharp:
         result = self._run([self._dotnet, sample / self.name / "bin" / "check" / "library.dll", bundle])
         if result.returncode != 0:
             raise CheckError(f"C#: {checks.name} failed: {result.stderr.strip()[:1000]}")
-        return result.stdout.splitlines()
+        with tempfile.TemporaryDirectory() as folder:
+            copy = Path(shutil.copytree(bundle, Path(folder) / "bundle"))
+            overflow(copy)
+            other = self._run([self._dotnet, sample / self.name / "bin" / "check" / "library.dll", copy, "overflow"])
+        if other.returncode != 0:
+            raise CheckError(f"C#: {checks.name} failed on outputs that overflow: {other.stderr.strip()[:1000]}")
+        return (result.stdout + other.stdout).splitlines()
 
     def _readme(self, sample: Path, bundle: Path) -> str:
         """Compiles and runs the README's code, which finds its bundle in the folder that it runs in."""

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-__all__ = ["DAMAGES", "Damage"]
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+__all__ = ["DAMAGES", "Damage", "overflow", "rename_architecture"]
+
+ESCAPES = "\x1b[2J\u202e\x9b\x7f"
+"""Clears a terminal, reverses what follows, and starts and deletes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +68,36 @@ def _leaving(bundle: Path) -> None:
     _edit(bundle, change)
 
 
+def _escaping(bundle: Path) -> None:
+    def change(manifest: dict[str, Any]) -> None:
+        path = manifest["graphs"]["window"]["model"]
+        manifest["graphs"]["window"]["model"] = f"window/{ESCAPES}model.onnx"
+        manifest["files"][f"window/{ESCAPES}model.onnx"] = manifest["files"].pop(path)
+
+    _edit(bundle, change)
+
+
+def rename_architecture(bundle: Path) -> None:
+    """Gives a sound bundle a name that no terminal should be told."""
+    _edit(bundle, lambda manifest: manifest.update(architecture=f"hy{ESCAPES}mba"))
+
+
+def overflow(bundle: Path) -> None:
+    """Makes all outputs of a bundle overflow, and its manifest vouch for it."""
+
+    def change(manifest: dict[str, Any]) -> None:
+        for graph in manifest["graphs"].values():
+            path = bundle / graph["model"]
+            model = onnx.load(path)
+            (weight,) = (each for each in model.graph.initializer if each.name == "final_norm.weight")
+            weight.CopyFrom(numpy_helper.from_array(np.full(list(weight.dims), 3.4e38, np.float32), weight.name))
+            onnx.save(model, path)
+            entry = {"size": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+            manifest["files"][graph["model"]] |= entry
+
+    _edit(bundle, change)
+
+
 def _no_manifest(bundle: Path) -> None:
     (bundle / "manifest.json").unlink()
 
@@ -73,6 +111,7 @@ DAMAGES = (
     Damage("a changed file", _changed, 1, "'stream/model.onnx' was changed"),
     Damage("a newer schema", _newer, 2, "schema 5, newer than 4"),
     Damage("a path that leaves the bundle", _leaving, 1, "../model.onnx"),
+    Damage("escape codes in a name", _escaping, 1, "model.onnx"),
     Damage("a bundle without a manifest", _no_manifest, 2, "manifest.json"),
     Damage("a damaged manifest", _no_json, 1, "manifest.json"),
 )

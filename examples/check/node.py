@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from pathlib import Path
 
+from .damage import overflow
 from .language import CheckError, Run, run
 from .npm import install_packages, link_packages
 
@@ -46,7 +49,10 @@ class Node:
             CheckError: it does not hold.
         """
         script = Path(__file__).with_name("node_extra.mjs")
-        done = run(["node", script, sample.absolute(), bundle.absolute()])
+        with tempfile.TemporaryDirectory() as folder:
+            copy = Path(shutil.copytree(bundle, Path(folder) / "bundle"))
+            overflow(copy)
+            done = run(["node", script, sample.absolute(), bundle.absolute(), copy])
         if done.returncode != 0:
             raise CheckError(f"node: {done.stderr.strip() or done.stdout.strip()}")
         asked = run(["node", "main.mjs", bundle.absolute(), "--bogus"], sample / self.name)

@@ -1,14 +1,15 @@
-// node node_extra.mjs DIR BUNDLE: what the JavaScript library promises beyond the self-check.
+// node node_extra.mjs DIR BUNDLE OVERFLOWING: what the JavaScript library promises beyond the self-check. The second
+// bundle gives outputs beyond float32.
 
 import { readFile } from 'node:fs/promises';
 import { createRequire } from 'node:module';
 import path from 'node:path';
 import { pathToFileURL } from 'node:url';
 
-const [dir, folder] = process.argv.slice(2);
+const [dir, folder, overflowing] = process.argv.slice(2);
 const load = (file) => import(pathToFileURL(path.join(dir, file)));
 const ort = createRequire(path.join(dir, 'node/main.mjs'))('onnxruntime-node');
-const { Bundle, CheckError, Model, RequestError } = await load('javascript/edifice.mjs');
+const { Bundle, CheckError, MAX_MAGNITUDE, Model, RequestError, printable } = await load('javascript/edifice.mjs');
 const { parseTensor } = await load('javascript/tensor_file.mjs');
 const { openFolder } = await load('node/folder.mjs');
 
@@ -51,6 +52,13 @@ async function refusals() {
   nan[1] = NaN;
   await refuses(() => stream.step(frame(0, width + 1)), `${width + 1} numbers, and the model takes ${width}`);
   await refuses(() => stream.step(nan), 'NaN at 1');
+  for (const value of [3.4e38, -3.4e38, 1e30, 1e19, -1e18, 1.001e12]) {
+    const large = frame(0, 3 * width);
+    large[3 * width - 1] = value;
+    await refuses(() => stream.step(large.slice(2 * width)), `at ${width - 1}; numbers up to 1e12`);
+    await refuses(() => stream.prefill(large, [1, 3, width]), 'in frame 2; numbers up to 1e12');
+    await refuses(() => model.run(large, [1, 3, width]), 'in frame 2; numbers up to 1e12');
+  }
   await refuses(() => stream.step(Array.from(frame(0))), 'Float32Array');
   await refuses(() => stream.prefill(frame(0, 2 * width), [2, 1, width]), 'a batch of 2');
   await refuses(() => stream.prefill(frame(0), [1, 2, width]), 'give its dims');
@@ -64,7 +72,25 @@ async function refusals() {
   ensure(same(await running, await twin.step(frame(5))), 'a refused call leaves the stream as it was');
   ensure(same(await stream.step(frame(6)), await twin.step(frame(6))), 'and what comes after it');
   await other.release();
-  console.log('node: eleven wrong calls are refused, and leave the stream as it was');
+  await stream.step(frame(7).map(Math.sign).map((sign) => sign * MAX_MAGNITUDE));
+  console.log('node: wrong calls and numbers too large are refused, and leave the stream as it was');
+}
+
+async function overflow() {
+  const large = new Model(await Bundle.open(overflowing, await openFolder(overflowing)), ort);
+  const stream = await large.stream();
+  await refuses(() => large.run(frame(0), [1, 1, width]), 'output is not finite', CheckError);
+  await refuses(() => stream.step(frame(0)), 'the stream stays where it was', CheckError);
+  await refuses(() => stream.prefill(frame(0), [1, 1, width]), 'the stream stays where it was', CheckError);
+  ensure(stream.rewindable === 0, 'an output that is not finite leaves the stream as it was');
+  console.log('node: an output that is not finite is not handed out, and the stream stays where it was');
+}
+
+function escapes() {
+  const raw = 'a\x1b[2J\x7f\x9b\u202e\u2028 größe 一 😀\ud800';
+  const shown = String.raw`a\u001b[2J\u007f\u009b\u202e\u2028 größe 一 😀\ud800`;
+  ensure(printable(raw) === shown, `escapes what moves or hides text, got ${printable(raw)}`);
+  ensure(JSON.parse(printable(JSON.stringify({ raw }))).raw === raw, 'and JSON stays the same');
 }
 
 async function runtimes() {
@@ -155,6 +181,8 @@ async function tensorFiles() {
 
 await refusals();
 await runtimes();
+await overflow();
+escapes();
 await damagedModel();
 await batches();
 await prefills();

@@ -30,9 +30,42 @@
 
 namespace edifice {
 
-/// What all exceptions of this header are.
+/// UTF-8 that may come from a file of anybody's, as a terminal may be given it: one line, in which nothing moves the
+/// cursor, hides or reorders text.
+inline std::string printable(const std::string& text) {
+    std::string result;
+    char escape[16];
+    for (std::size_t i = 0; i < text.size();) {
+        const auto lead = static_cast<unsigned char>(text[i]);
+        const std::size_t size = lead < 0x80 ? 1 : lead >> 5 == 6 ? 2 : lead >> 4 == 14 ? 3 : lead >> 3 == 30 ? 4 : 0;
+        std::uint32_t code = size < 2 ? lead : lead & (0x7fu >> size);
+        bool sound = size > 0 && size <= text.size() - i;
+        for (std::size_t j = 1; sound && j < size; ++j) {
+            const auto byte = static_cast<unsigned char>(text[i + j]);
+            sound = byte >> 6 == 2;
+            code = code << 6 | (byte & 63u);
+        }
+        const auto within = [code](std::uint32_t first, std::uint32_t last) { return code >= first && code <= last; };
+        const bool hidden = within(0, 0x1f) || within(0x7f, 0x9f) || code == 0xad || code == 0x61c ||
+                            within(0x200b, 0x200f) || within(0x2028, 0x202e) || within(0x2060, 0x206f) ||
+                            within(0xd800, 0xf8ff) || code == 0xfeff || within(0xfff9, 0xfffb) || code >= 0xe0000;
+        if (code == '\n' || code == '\r') {
+            result += ' ';
+        } else if (!sound || hidden) {
+            const unsigned shown = sound ? code : lead;
+            std::snprintf(escape, sizeof escape, shown < 0x100 ? "\\x%02x" : "\\u{%x}", shown);
+            result += escape;
+        } else {
+            result.append(text, i, size);
+        }
+        i += sound ? size : 1;
+    }
+    return result;
+}
+
+/// What all exceptions of this header are. What they say is printable.
 struct Error : std::runtime_error {
-    using std::runtime_error::runtime_error;
+    explicit Error(const std::string& message) : std::runtime_error(printable(message)) {}
 };
 
 /// The request can't be met: no such bundle or provider, a frame of another width. The caller's to correct.
@@ -49,6 +82,7 @@ using Shape = std::vector<std::int64_t>;
 constexpr std::int64_t kBatch = -1, kSequence = -2;  // sizes of a shape that the caller chooses
 constexpr int kSchema = 4;                           // of the manifests that this header reads
 constexpr int kOldestRuntime = 24;                   // ONNX Runtime 1.24: the first that is right on every graph
+constexpr float kMaxMagnitude = 1e12f;               // of numbers in frames, which models square: verified up to here
 
 /// A path as UTF-8, for messages.
 inline std::string text(const std::filesystem::path& path) {
@@ -473,17 +507,32 @@ inline void check_count(const std::string& name, std::int64_t value) {
     if (value < 1) throw RequestError(name + " is " + std::to_string(value) + "; give 1 or more");
 }
 
-/// Refuses numbers that are not of this shape, or not finite.
+/// Refuses numbers that are not of this shape, not finite, or beyond kMaxMagnitude.
 inline void check_numbers(const std::string& name, const float* numbers, std::size_t size, const Shape& shape) {
     if (size != count(shape)) {
         throw RequestError(name + " has " + std::to_string(size) + " numbers, and the model takes " +
                            std::to_string(count(shape)) + " (float32 " + text(shape) + "); give frames of its width");
     }
     for (std::size_t i = 0; i < size; ++i) {
-        if (!std::isfinite(numbers[i])) {
-            throw RequestError(name + " holds " + std::to_string(numbers[i]) + " at " + std::to_string(i) +
-                               "; give finite numbers only");
-        }
+        if (std::abs(numbers[i]) <= kMaxMagnitude) continue;  // a NaN is not
+        char value[32];
+        std::snprintf(value, sizeof value, "%g", static_cast<double>(numbers[i]));
+        const auto width = static_cast<std::size_t>(shape.back());
+        const std::size_t frame = shape.size() == 3 ? i / width % static_cast<std::size_t>(shape[1]) : 0;
+        throw RequestError(name + " holds " + value + " at " + std::to_string(i) +
+                           (shape.size() == 3 ? " in frame " + std::to_string(frame) : "") +
+                           (std::isfinite(numbers[i]) ? "; numbers up to 1e12 are taken, beyond which float32 may "
+                                                        "overflow; scale or mend the input"
+                                                      : "; give finite numbers only"));
+    }
+}
+
+/// Refuses an output that is not finite.
+inline void check_output(const std::string& name, const std::vector<float>& output, const std::string& consequence) {
+    for (const float number : output) {
+        if (std::isfinite(number)) continue;
+        throw CheckError(name + " is not finite: float32 overflows in this model on these frames" + consequence +
+                         "; scale them down, or mend the weights");
     }
 }
 
@@ -534,6 +583,7 @@ public:
         } catch (const Ort::Exception& error) {
             throw CheckError("ONNX Runtime failed on " + input.name + " float32 " + text(shape) + ": " + error.what());
         }
+        check_output(output.name, result, "");
         return result;
     }
 
@@ -817,6 +867,7 @@ private:
         } catch (const Ort::Exception& error) {
             throw CheckError("ONNX Runtime failed on " + input.name + " float32 " + text(shape) + ": " + error.what());
         }
+        check_output(output_.name, result_, ", and the stream stays where it was");
         current_ = after(current_);
         rewindable_ = std::min(rewindable_ + 1, history_);
     }

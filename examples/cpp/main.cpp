@@ -290,12 +290,12 @@ void print_json(const Model& model, const Report& report) {
                                      {"refused", report.refused},
                                      {"graphs", graphs},
                                      {"ok", report.failures.empty()}};
-    std::printf("%s\n", all.dump().c_str());
+    std::printf("%s\n", all.dump(-1, ' ', true).c_str());  // ASCII: names of a bundle may be anything
 }
 
 void print_table(const Model& model, const Report& report) {
-    std::printf("%s on %s, ONNX Runtime %s\n", model.bundle().architecture.c_str(), model.options().provider.c_str(),
-                Ort::GetVersionString().c_str());
+    std::printf("%s on %s, ONNX Runtime %s\n", edifice::printable(model.bundle().architecture).c_str(),
+                model.options().provider.c_str(), Ort::GetVersionString().c_str());
     std::printf("%-8s  %7s  %8s  %8s  %8s  %8s\n", "graph", "tensors", "error", "p50 ms", "p99 ms", "max ms");
     for (const GraphReport& graph : report.graphs) {
         std::printf("%-8s  %7d  %8.1e  %8.3f  %8.3f  %8.3f\n", graph.name.c_str(), graph.tensors, graph.error,
@@ -305,9 +305,8 @@ void print_table(const Model& model, const Report& report) {
                 report.refused.c_str(), report.failures.empty() ? "ok" : "FAILED");
 }
 
-int fail(std::string message, int status) {
-    for (char& letter : message) letter = letter == '\n' || letter == '\r' ? ' ' : letter;
-    std::cerr << "error: " << message << "\n";
+int fail(const std::string& message, int status) {
+    std::cerr << "error: " << edifice::printable(message) << "\n";
     return status;
 }
 

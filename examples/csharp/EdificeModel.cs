@@ -1,5 +1,6 @@
 using System;
 using System.Collections.Generic;
+using System.IO;
 using System.Linq;
 using System.Runtime.InteropServices;
 using Microsoft.ML.OnnxRuntime;
@@ -14,6 +15,11 @@ namespace Edifice
     {
         /// <summary>The first ONNX Runtime that is right on every graph.</summary>
         public static readonly Version OldestRuntime = new Version(1, 24);
+
+        /// <summary>
+        /// The largest number that a frame may hold: models square them, and are verified up to here.
+        /// </summary>
+        public const float MaxMagnitude = 1e12f;
 
         private readonly Dictionary<string, InferenceSession> sessions = new Dictionary<string, InferenceSession>();
         private readonly SessionOptions options;
@@ -68,7 +74,10 @@ namespace Edifice
         /// <param name="frames">float32 [batch, sequence, EmbedDim]; the sequence is what their number gives.</param>
         /// <param name="batch">How many windows.</param>
         /// <returns>float32 [batch, HiddenSize]: the output at the last frame of each window.</returns>
-        /// <exception cref="ArgumentException">No whole frames, a NaN, or more frames than it can compute.</exception>
+        /// <exception cref="ArgumentException">
+        /// No whole frames, a NaN or a number beyond MaxMagnitude, or more frames than it can compute.
+        /// </exception>
+        /// <exception cref="InvalidDataException">The output is not finite.</exception>
         public float[] Run(ReadOnlyMemory<float> frames, int batch = 1)
         {
             InferenceSession session = Session("window");
@@ -80,6 +89,7 @@ namespace Edifice
                 OrtMemoryInfo.DefaultInstance, MemoryMarshal.AsMemory(frames), shape);
             using OrtValue result = OrtValue.CreateTensorValueFromMemory(output, new long[] { batch, HiddenSize });
             session.Run(run, session.InputNames, new[] { input }, session.OutputNames, new[] { result });
+            CheckOutput(output, "");
             return output;
         }
 
@@ -136,7 +146,7 @@ namespace Edifice
                     $"state_sequence has {sequence} frames, and the model takes at most {graph.MaxSequence}; "
                     + "give fewer, or build it with a larger --window-size");
             }
-            CheckFinite("state_sequence", frames);
+            CheckNumbers("state_sequence", frames, width, (int)sequence);
             return new[] { batch, sequence, width };
         }
 
@@ -146,13 +156,33 @@ namespace Edifice
             return new RunOptions { LogSeverityLevel = OrtLoggingLevel.ORT_LOGGING_LEVEL_FATAL };
         }
 
-        internal static void CheckFinite(string name, ReadOnlySpan<float> numbers)
+        /// <summary>Refuses numbers that are not finite or beyond MaxMagnitude; length is 0 of one frame.</summary>
+        internal static void CheckNumbers(string name, ReadOnlySpan<float> numbers, int width = 1, int length = 0)
         {
             for (int i = 0; i < numbers.Length; i++)
             {
-                if (!float.IsFinite(numbers[i]))
+                if (Math.Abs(numbers[i]) <= MaxMagnitude) // a NaN is not
                 {
-                    throw new ArgumentException($"{name} has {numbers[i]} at place {i}; give finite numbers");
+                    continue;
+                }
+                string frame = length == 0 ? "" : $" in frame {i / width % length}";
+                throw new ArgumentException($"{name} has {numbers[i]} at place {i}{frame}; " + (
+                    float.IsFinite(numbers[i])
+                        ? "numbers up to 1e12 are taken, beyond which float32 may overflow; scale or mend the input"
+                        : "give finite numbers"));
+            }
+        }
+
+        /// <summary>Refuses an output that is not finite.</summary>
+        internal static void CheckOutput(ReadOnlySpan<float> output, string consequence)
+        {
+            foreach (float number in output)
+            {
+                if (!float.IsFinite(number))
+                {
+                    throw new InvalidDataException(
+                        $"output is not finite: float32 overflows in this model on these frames{consequence}; "
+                        + "scale them down, or mend the weights");
                 }
             }
         }

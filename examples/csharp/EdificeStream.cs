@@ -17,6 +17,8 @@ namespace Edifice
     /// </remarks>
     public sealed class EdificeStream : IDisposable
     {
+        private const string Stays = ", and the stream stays where it was";
+
         private static long lastId;
 
         private readonly EdificeModel model;
@@ -69,7 +71,9 @@ namespace Edifice
         /// <summary>One frame on.</summary>
         /// <param name="numbers">float32 [batch, EmbedDim].</param>
         /// <returns>float32 [batch, HiddenSize], valid until the next call.</returns>
-        /// <exception cref="ArgumentException">Other than so many, or a NaN. The stream is left as it was.</exception>
+        /// <exception cref="ArgumentException">Other than so many, a NaN, or one beyond MaxMagnitude.</exception>
+        /// <exception cref="System.IO.InvalidDataException">The output is not finite.</exception>
+        /// <remarks>After either the stream is where it was.</remarks>
         public ReadOnlySpan<float> Step(ReadOnlySpan<float> numbers)
         {
             CheckDisposed();
@@ -79,7 +83,7 @@ namespace Edifice
                     $"frame has {numbers.Length} numbers, and the model takes {frame.Length} "
                     + $"(float32 [{Batch}, {model.EmbedDim}]); give one frame for each stream of the batch");
             }
-            EdificeModel.CheckFinite("frame", numbers);
+            EdificeModel.CheckNumbers("frame", numbers);
             numbers.CopyTo(frame);
             int next = BeginWrite();
             if (model.Provider == "cpu")
@@ -93,6 +97,7 @@ namespace Edifice
                 session.RunWithBinding(run, bindings[current]);
                 bindings[current].SynchronizeBoundOutputs();
             }
+            EdificeModel.CheckOutput(output, Stays);
             EndWrite(next);
             return output;
         }
@@ -103,7 +108,9 @@ namespace Edifice
         /// </summary>
         /// <param name="frames">float32 [batch, sequence, EmbedDim]; the sequence is what their number gives.</param>
         /// <returns>The output at the last frame, float32 [batch, HiddenSize], valid until the next call.</returns>
-        /// <exception cref="ArgumentException">No whole frames, or a NaN. The stream is left as it was.</exception>
+        /// <exception cref="ArgumentException">No whole frames, a NaN, or a number beyond MaxMagnitude.</exception>
+        /// <exception cref="System.IO.InvalidDataException">The output is not finite.</exception>
+        /// <remarks>After either the stream is where it was.</remarks>
         public ReadOnlySpan<float> Prefill(ReadOnlyMemory<float> frames)
         {
             CheckDisposed();
@@ -117,6 +124,7 @@ namespace Edifice
             Bind(binding, prefillGraph, sequence, slots[current], slots[next]);
             prefill.RunWithBinding(run, binding);
             binding.SynchronizeBoundOutputs();
+            EdificeModel.CheckOutput(output, Stays);
             EndWrite(next);
             return output;
         }

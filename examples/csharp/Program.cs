@@ -136,7 +136,8 @@ namespace Edifice
         private static void PrintCheck(EdificeModel model, int threads, SelfCheck check)
         {
             Console.WriteLine(
-                $"{model.Bundle.Architecture}, window of {model.Bundle.WindowSize} frames, on ONNX Runtime "
+                $"{Printable.Line(model.Bundle.Architecture)}, window of {model.Bundle.WindowSize} frames, on "
+                + "ONNX Runtime "
                 + $"{OrtEnv.Instance().GetVersionString()}, {model.Provider}, threads {threads}");
             Console.WriteLine("graph    tensors    error   p50 ms   p99 ms   max ms  bytes a call");
             foreach (GraphReport report in check.Graphs)
@@ -147,7 +148,7 @@ namespace Edifice
                     + $"{max,8:0.000} {report.Bytes,13:0.##}");
             }
             Console.WriteLine($"rollbacks, bitwise the same: {check.RolledBack}");
-            Console.WriteLine($"refused: {check.Refused}");
+            Console.WriteLine($"refused: {Printable.Line(check.Refused)}");
             Console.WriteLine(check.Problem == null ? "ok" : "not ok");
         }
 
@@ -219,7 +220,7 @@ namespace Edifice
 
         private static int Fail(int status, string message)
         {
-            Console.Error.WriteLine("error: " + message.Replace('\n', ' ').Replace('\r', ' '));
+            Console.Error.WriteLine("error: " + Printable.Line(message));
             return status;
         }
     }

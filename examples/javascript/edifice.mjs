@@ -10,10 +10,10 @@
 //     await stream.step(guess);
 //     stream.restore(mark); //                                        as if the guess had never been
 
-import { Bundle, CheckError, EdificeError, RequestError } from './bundle.mjs';
-import { Snapshot, State, Stream, checkSequence } from './stream.mjs';
+import { Bundle, CheckError, EdificeError, RequestError, printable } from './bundle.mjs';
+import { MAX_MAGNITUDE, Snapshot, State, Stream, checkOutput, checkSequence } from './stream.mjs';
 
-export { Bundle, CheckError, EdificeError, RequestError, Snapshot, Stream };
+export { Bundle, CheckError, EdificeError, MAX_MAGNITUDE, RequestError, Snapshot, Stream, printable };
 
 /** The first ONNX Runtime that is right on every graph. */
 export const OLDEST_RUNTIME = '1.24';
@@ -47,7 +47,7 @@ export class Model {
     checkSequence(frames, dims, graph);
     const { name } = graph.inputs[0];
     const outputs = await this.runGraph('window', { [name]: new this.ort.Tensor('float32', frames, dims) });
-    return outputs[graph.outputs[0].name].data;
+    return checkOutput(outputs[graph.outputs[0].name].data, '');
   }
 
   /**

@@ -3,7 +3,10 @@
 // Each run reads one set of tensors and makes another. Nothing is updated in place, so a snapshot is a reference to a
 // set, and going back to one copies nothing.
 
-import { RequestError } from './bundle.mjs';
+import { CheckError, RequestError } from './bundle.mjs';
+
+/** The largest number that a frame may hold: models square them, and are verified up to here. */
+export const MAX_MAGNITUDE = 1e12;
 
 const PIECE = 1024; // frames that prefill hands over at once, unless the window is longer
 
@@ -156,7 +159,13 @@ export class Stream {
     const results = await this.model.runGraph(graph, { [inputs[0].name]: frames, ...before.tensors });
     const after = {};
     for (const { name } of this.model.bundle.manifest.states) after[`past.${name}`] = results[`present.${name}`];
-    return [results[outputs[0].name].data, new State(after)];
+    const state = new State(after);
+    try {
+      return [checkOutput(results[outputs[0].name].data, ', and the stream stays where it was'), state];
+    } catch (error) {
+      state.release();
+      throw error;
+    }
   }
 
   #piece(frames, [batch, sequence, width], start, end) {
@@ -219,7 +228,7 @@ export class State {
 /** Refuses frames [batch, sequence, embed_dim] that a graph does not take. */
 export function checkSequence(frames, dims, graph) {
   const [{ name, shape }] = graph.inputs;
-  checkNumbers(frames, name);
+  checkNumbers(frames, name, (i) => ` in frame ${Math.floor(i / shape[2]) % dims?.[1]}`);
   const shaped = Array.isArray(dims) && dims.length === 3 && dims.every((size) => Number.isInteger(size) && size > 0);
   const [batch, sequence, width] = shaped ? dims : [];
   const expected = `(float32 [${shape.join(', ')}])`;
@@ -234,8 +243,21 @@ export function checkSequence(frames, dims, graph) {
   }
 }
 
-function checkNumbers(frames, name) {
+/** Refuses an output that is not finite. */
+export function checkOutput(output, consequence) {
+  if (output.every(Number.isFinite)) return output;
+  throw new CheckError(
+    `output is not finite: float32 overflows in this model on these frames${consequence}; ` +
+      'scale them down, or mend the weights',
+  );
+}
+
+function checkNumbers(frames, name, where = () => '') {
   if (!(frames instanceof Float32Array)) throw new RequestError(`${name} should be a Float32Array`);
-  const odd = frames.findIndex((number) => !Number.isFinite(number));
-  if (odd >= 0) throw new RequestError(`${name} holds ${frames[odd]} at ${odd}; the model takes finite numbers`);
+  const odd = frames.findIndex((number) => !(Math.abs(number) <= MAX_MAGNITUDE)); // a NaN is not
+  if (odd < 0) return;
+  const wanted = Number.isFinite(frames[odd])
+    ? 'numbers up to 1e12 are taken, beyond which float32 may overflow; scale or mend the input'
+    : 'the model takes finite numbers';
+  throw new RequestError(`${name} holds ${Number(frames[odd].toPrecision(6))} at ${odd}${where(odd)}; ${wanted}`);
 }

@@ -6,7 +6,7 @@ import { parseArgs } from 'node:util';
 
 import * as ort from 'onnxruntime-node';
 
-import { Bundle, Model, RequestError } from '../javascript/edifice.mjs';
+import { Bundle, Model, RequestError, printable } from '../javascript/edifice.mjs';
 import { selfCheck } from '../javascript/self_check.mjs';
 import { openFolder } from './folder.mjs';
 
@@ -21,14 +21,14 @@ try {
   const model = new Model(bundle, ort, { provider, threads });
   const { problems, ...report } = await selfCheck(model, { language: 'node', frames });
   await model.release();
-  console.log(json ? JSON.stringify(report) : table(report));
+  console.log(json ? printable(JSON.stringify(report)) : table(report).map(printable).join('\n'));
   if (problems.length) fail(`bundle ${folder}: ${problems.join('; ')}`, 1);
 } catch (error) {
   fail(error.message, error.status ?? 1);
 }
 
 function fail(message, status) {
-  console.error(`error: ${message.replace(/\s+/g, ' ')}`);
+  console.error(`error: ${printable(message.replace(/\s+/g, ' '))}`);
   process.exitCode = status;
 }
 
@@ -74,5 +74,5 @@ function table({ language, runtime, provider, architecture, rollbacks, refused, 
     `rolled back ${rollbacks} times, bitwise the same`,
     `refused: ${refused}`,
     ok ? 'ok' : 'failed',
-  ].join('\n');
+  ];
 }

@@ -4,7 +4,7 @@
 // frames=600 (how many are timed). When the self-check is over, window.edificeResult says how it went, for programs:
 // { status, error, reports }, with the exit status that the command-line samples have and, unless it is 0, the error.
 
-import { Bundle, CheckError, EdificeError, Model, RequestError } from '../javascript/edifice.mjs';
+import { Bundle, CheckError, EdificeError, Model, RequestError, printable } from '../javascript/edifice.mjs';
 import { selfCheck } from '../javascript/self_check.mjs';
 import { StreamView } from './stream_view.mjs';
 import { chosenFiles, droppedFiles, findBundle, fromFiles, fromServer } from './sources.mjs';
@@ -28,7 +28,7 @@ async function open(name, read) {
   delete window.edificeResult;
   for (const selector of ['#error', '#bundle', '#check', '#stream']) $(selector).hidden = true;
   $('#name').textContent = 'Opening';
-  $('#source').textContent = name;
+  $('#source').textContent = printable(name);
   const reports = [];
   try {
     await streamView.close();
@@ -36,8 +36,8 @@ async function open(name, read) {
     const settings = parseAddress();
     const bundle = await Bundle.open(name, read);
     current();
-    $('#name').textContent = bundle.manifest.architecture;
-    document.title = `${bundle.manifest.architecture} – edifice bundle`;
+    $('#name').textContent = printable(String(bundle.manifest.architecture));
+    document.title = `${$('#name').textContent} – edifice bundle`;
     showManifest(bundle.manifest);
     for (const selector of ['#bundle', '#check']) $(selector).hidden = false;
     const errors = await checkAll(bundle, settings, reports, current);
@@ -146,7 +146,7 @@ function parseAddress() {
 function showError(error) {
   const known = error instanceof EdificeError;
   if (!known) console.error(error);
-  $('#error').textContent = known ? error.message : String(error);
+  $('#error').textContent = known ? error.message : printable(String(error));
   $('#error').hidden = false;
   $('#progress').textContent = '';
   if (!$('#name').textContent || $('#name').textContent === 'Opening') $('#name').textContent = 'No bundle';

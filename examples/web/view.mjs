@@ -1,12 +1,14 @@
 // What the page shows, made from the manifest and from reports of the self-check. Texts are set as texts, never as
 // HTML: a manifest may come from anybody.
 
+import { printable } from '../javascript/edifice.mjs';
+
 export const TITLES = { wasm: 'WebAssembly', webgpu: 'WebGPU' };
 
 export function element(name, attributes = {}, ...children) {
   const made = document.createElement(name);
   for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
-  made.append(...children);
+  made.append(...children.map((child) => (typeof child === 'string' ? printable(child) : child)));
   return made;
 }
 

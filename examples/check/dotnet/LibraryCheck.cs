@@ -13,6 +13,11 @@ static class LibraryCheck
     static int Main(string[] arguments)
     {
         Bundle bundle = Bundle.Open(arguments[0]);
+        if (arguments.Length > 1)
+        {
+            CheckOverflow(bundle);
+            return 0;
+        }
         using var model = new EdificeModel(bundle);
         CheckWindows(model);
         CheckBatch(model);
@@ -124,6 +129,14 @@ static class LibraryCheck
         bad[bad.Length / 2] = float.NaN;
         Throws<ArgumentException>(() => stream.Step(bad), "NaN");
         Throws<ArgumentException>(() => stream.Prefill(bad), "NaN");
+        foreach (float value in new[] { 3.4e38f, -3.4e38f, 1e30f, 1e19f, -1e18f, 1.001e12f })
+        {
+            bad = Frames(model, 3);
+            bad[bad.Length - 1] = value;
+            Throws<ArgumentException>(() => stream.Step(bad.AsSpan(2 * frame.Length)), "numbers up to 1e12");
+            Throws<ArgumentException>(() => stream.Prefill(bad), "in frame 2; numbers up to 1e12");
+            Throws<ArgumentException>(() => model.Run(bad), "in frame 2; numbers up to 1e12");
+        }
         Throws<ArgumentException>(() => stream.Prefill(Array.Empty<float>()), "whole frames");
         Throws<ArgumentException>(() => stream.Step(Array.Empty<float>()), "takes");
         Throws<ArgumentException>(() => pair.Step(frame), $"has {frame.Length} numbers, and the model takes {2 * frame.Length}");
@@ -138,7 +151,21 @@ static class LibraryCheck
             Throws<ArgumentException>(() => model.Run(Frames(model, limit + 1)), $"at most {limit}");
         }
         Expect(Numbers.Same(stream.Step(frame), expected), "a refused call moved the stream");
-        Console.WriteLine("wrong sizes, NaN, foreign snapshots and impossible options are refused, and nothing moves");
+        Array.Fill(frame, -EdificeModel.MaxMagnitude);
+        stream.Step(frame);
+        Console.WriteLine("wrong sizes, NaN, numbers too large, foreign snapshots and impossible options are refused, and nothing moves");
+    }
+
+    static void CheckOverflow(Bundle bundle)
+    {
+        using var model = new EdificeModel(bundle);
+        using EdificeStream stream = model.OpenStream();
+        float[] frame = Frames(model, 1);
+        Throws<InvalidDataException>(() => model.Run(frame), "output is not finite");
+        Throws<InvalidDataException>(() => stream.Step(frame), "stays where it was");
+        Throws<InvalidDataException>(() => stream.Prefill(frame), "stays where it was");
+        Expect(stream.Rewindable == 0, "a refused output moved the stream");
+        Console.WriteLine("an output that is not finite is not handed out, and the stream stays where it was");
     }
 
     static void CheckRuntimes()
