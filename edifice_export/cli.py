@@ -110,7 +110,7 @@ def verify(
         print_json(report.to_dict())
     else:
         if report.loosened is not None:
-            typer.echo(report.loosened)
+            say(report.loosened)
         rows = [
             [
                 "graph",
