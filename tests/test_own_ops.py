@@ -22,6 +22,7 @@ import torch
 from onnxscript import opset18 as op
 from onnxscript import script
 from onnxscript.values import Opset
+from op_pages import MARK, PAGE, generated
 from strangers.leaky_scan import LeakyFrame, LeakyLoop, leaky_scan
 from torch import Tensor, nn
 
@@ -339,3 +340,7 @@ def test_domains_do_not_touch() -> None:
     assert LOWERINGS["mine::LinearScan"].declared is own
     assert LOWERINGS["edifice::LinearScan"].declared is ops.linear_scan
     assert EDIFICE.domain != MINE.domain
+
+
+def test_the_page_of_ops_says_what_is_declared() -> None:
+    assert PAGE.read_text(encoding="utf-8").partition(MARK)[2] == generated(), "python tests/op_pages.py writes it anew"
