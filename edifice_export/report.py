@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,10 +12,10 @@ import numpy as np
 if TYPE_CHECKING:
     from .locate import Departure
 
-__all__ = ["ROUNDING_FACTOR", "Case", "Report", "Trial", "compare", "describe_gap"]
+__all__ = ["ROUNDING_FACTOR", "Case", "Given", "Report", "Trial", "compare", "describe_gap"]
 
-ROUNDING_FACTOR = 4
-"""How much further than torch's own float32 model a graph may be from float64, on inputs that amplify rounding."""
+ROUNDING_FACTOR = 2
+"""How much further than float32's own error a graph may be from float64, on inputs that amplify rounding."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,8 +31,8 @@ class Case:
         max_abs: largest absolute error; infinite where one side is finite and the other is not.
         max_rel: max_abs relative to the largest reference output.
         limit: the largest max_abs allowed, but for rounding that float32 itself can't do without.
-        rounding: of a case beyond its limit, the largest error of torch's own float32 model when the input and the
-            parameters are changed by rounding; None where it was not needed.
+        rounding: of a case beyond its limit, float32's own error, see rounding.with_rounding; None where it was not
+            needed.
     """
 
     graph: str
@@ -48,10 +49,8 @@ class Case:
 
     @property
     def allowed(self) -> float:
-        """The limit, or ROUNDING_FACTOR times what rounding does to torch's own float32 model if that is beyond it."""
-        if self.rounding is None or self.rounding <= self.limit:
-            return self.limit
-        return ROUNDING_FACTOR * self.rounding
+        """The limit, or ROUNDING_FACTOR times float32's own error if that is more."""
+        return max(self.limit, ROUNDING_FACTOR * (self.rounding or 0.0))
 
     @property
     def passed(self) -> bool:
@@ -59,9 +58,9 @@ class Case:
         return self.max_abs <= self.allowed
 
     @property
-    def runs_from_the_start(self) -> bool:
-        """Whether its frames were all that it was given, and it is compared with numbers that others computed."""
-        return self.graph == "window" or self.source in ("reference", "window graph", "after prefill", "permuted batch")
+    def compares_graphs(self) -> bool:
+        """Whether it is compared with what a graph gave too, and not with the reference."""
+        return self.source in ("window graph", "permuted batch", "snapshot")
 
     @property
     def severity(self) -> float:
@@ -75,8 +74,27 @@ class Case:
         return f"{self.graph} on {self.provider}, batch {self.batch}, length {self.length}, {inputs}"
 
 
-Trial = tuple[Case, np.ndarray]
-"""A comparison, and the frames that led to it."""
+@dataclasses.dataclass(frozen=True)
+class Given:
+    """What led to the numbers that a case compares.
+
+    Attributes:
+        frames: float32 [batch, sequence, embed_dim], up to the last frame that was compared.
+        state: of test data, what a stream was given before them, by name; None if it starts there.
+        restart: frames after which entry 0 was started anew; 0 if it never was.
+        whole: whether the outputs at all frames were compared, and not only the last.
+        outputs: of test data with a state, the case of every output by its name; the trial's is the worst of them.
+    """
+
+    frames: np.ndarray
+    state: Mapping[str, np.ndarray] | None = None
+    restart: int = 0
+    whole: bool = False
+    outputs: Mapping[str, Case] = dataclasses.field(default_factory=dict)
+
+
+Trial = tuple[Case, Given]
+"""A comparison, and what led to it."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,7 +10,7 @@ import numpy as np
 
 from .bundle import Bundle
 from .errors import CheckError
-from .report import Trial, compare
+from .report import Given, Trial, compare
 from .runtime.model import Model
 from .runtime.providers import ORT_ERRORS
 
@@ -116,7 +116,10 @@ class _Judge:
     sequence: np.ndarray
     magnitude: float = 1.0
 
-    def __call__(self, graph: str, source: str, length: int, found: np.ndarray, expected: np.ndarray) -> Trial:
+    def __call__(
+        self, graph: str, source: str, length: int, found: np.ndarray, expected: np.ndarray, **given: Any
+    ) -> Trial:
+        """A comparison after so many frames; **given are the fields of Given but for the frames."""
         case = compare(
             found,
             expected.astype(np.float64),
@@ -129,7 +132,7 @@ class _Judge:
             seed=self.sequence.shape[0],
             magnitude=self.magnitude,
         )
-        return case, self.sequence[:, :length]
+        return case, Given(self.sequence[:, :length], **given)
 
 
 def _run_steps(model: Model, judge: _Judge, expected: np.ndarray, steps: int) -> Iterator[Trial]:
@@ -147,8 +150,8 @@ def _run_steps(model: Model, judge: _Judge, expected: np.ndarray, steps: int) ->
     stream.restore(mark)
     last = min(steps, half + AGAIN)
     again = np.stack([stream.step(sequence[:, t]) for t in range(half, last)])
-    case, frames = judge("stream", "snapshot", last, again, np.stack(outputs[half:last]))
-    yield dataclasses.replace(case, limit=0.0), frames
+    case, given = judge("stream", "snapshot", last, again, np.stack(outputs[half:last]))
+    yield dataclasses.replace(case, limit=0.0), given
 
 
 def _run_start(model: Model, judge: _Judge, expected: np.ndarray) -> Iterator[Trial]:
@@ -186,7 +189,7 @@ def _run_batch(model: Model, judge: _Judge, expected: np.ndarray, fresh: np.ndar
     plain.reset([0])
     for t in range(half, frames):
         wanted = np.concatenate([fresh[:, t - half], expected[1:, t]])
-        yield judge("stream", "reset entry", t + 1, plain.step(sequence[:, t]), wanted)
+        yield judge("stream", "reset entry", t + 1, plain.step(sequence[:, t]), wanted, restart=half)
 
 
 def _run_test_data(bundle: Bundle, model: Model, provider: str, tolerance: float) -> Iterator[Trial]:
@@ -197,19 +200,20 @@ def _run_test_data(bundle: Bundle, model: Model, provider: str, tolerance: float
                 found = session.run(list(outputs), inputs)
             except ORT_ERRORS as error:
                 raise CheckError(f"ONNX Runtime failed on {folder}: {error}") from error
-            frames = next(iter(inputs.values()))
+            frames, *_ = inputs.values()
             judge = _Judge(provider, tolerance, frames[:, None] if graph == "stream" else frames)
-            trials = [
-                judge(graph, folder, judge.sequence.shape[1], value, expected)
-                for value, expected in zip(found, outputs.values(), strict=True)
-            ]
-            yield max(trials, key=lambda trial: trial[0].severity)
+            cases = {
+                name: judge(graph, folder, judge.sequence.shape[1], value, expected)[0]
+                for value, (name, expected) in zip(found, outputs.items(), strict=True)
+            }
+            state = {name.removeprefix("past."): value for name, value in [*inputs.items()][1:]}
+            yield max(cases.values(), key=lambda case: case.severity), Given(judge.sequence, state, outputs=cases)
     longer = bundle.test_sequence()
     if longer is not None:
         folder, frames, wanted = longer
         stream = model.stream(frames.shape[0])
         reached = np.stack([stream.step(frames[:, t]) for t in range(frames.shape[1])], axis=1)
-        yield _Judge(provider, tolerance, frames)("stream", folder, frames.shape[1], reached, wanted)
+        yield _Judge(provider, tolerance, frames)("stream", folder, frames.shape[1], reached, wanted, whole=True)
 
 
 def _sequence(bundle: Bundle, batch: int, frames: int) -> np.ndarray:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from .bundle import Bundle
-from .report import Case, Trial, compare
+from .report import Case, Given, Trial, compare
 from .runtime.model import Model
 
 __all__ = ["count_window", "prefix_lengths", "reference_prefixes", "run_window"]
@@ -57,8 +57,9 @@ def run_window(
 def _run_test_data(bundle: Bundle, model: Model, provider: str, tolerance: float) -> Iterator[Trial]:
     for folder, inputs, outputs in bundle.test_data("window"):
         sequence, expected = inputs[model.input.name], outputs[model.output.name].astype(np.float64)
-        given = _Sweep(sequence.shape[0], 0, 1.0, [sequence.shape[1]])
-        yield _judge(model(sequence), expected, tolerance, provider, folder, sequence.shape[1], given), sequence
+        sweep = _Sweep(sequence.shape[0], 0, 1.0, [sequence.shape[1]])
+        case = _judge(model(sequence), expected, tolerance, provider, folder, sequence.shape[1], sweep)
+        yield case, Given(sequence)
 
 
 def _run_sweep(
@@ -66,7 +67,8 @@ def _run_sweep(
 ) -> Iterator[Trial]:
     for index, length in enumerate(sweep.lengths):
         sequence = whole[:, :length]
-        yield _judge(model(sequence), expected[:, index], tolerance, provider, "reference", length, sweep), sequence
+        case = _judge(model(sequence), expected[:, index], tolerance, provider, "reference", length, sweep)
+        yield case, Given(sequence)
 
 
 def prefix_lengths(window: int) -> list[int]:
