@@ -162,8 +162,9 @@ class Verification:
             tolerance=self._tolerance,
             providers=self._providers,
             window=window,
-            prefixes=len({case.length for case in compared if case.length <= window}),
+            prefixes=len({case.length for case in compared if case.graph == "window" and case.length <= window}),
             frames=len({case.length for case in compared if case.graph == "stream" and case.batch == 1}),
+            histories=len({case.length for case in compared if case.graph == "prefill"}),
             cases=cases,
             recurrence_gap=recurrence_gap(reference, window) if reference else None,
         )

@@ -12,7 +12,17 @@ import numpy as np
 if TYPE_CHECKING:
     from .locate import Departure
 
-__all__ = ["ROUNDING_FACTOR", "Case", "Given", "Report", "Trial", "compare", "describe_gap"]
+__all__ = [
+    "ROUNDING_FACTOR",
+    "Case",
+    "Given",
+    "Report",
+    "Trial",
+    "compare",
+    "describe_amplified",
+    "describe_gap",
+    "describe_stream",
+]
 
 ROUNDING_FACTOR = 2
 """How much further than float32's own error a graph may be from float64, on inputs that amplify rounding."""
@@ -104,8 +114,9 @@ class Report:
     Attributes:
         reference: what was compared with: `float64 reference`, or `test data` where torch can't be imported.
         window: frames in one window.
-        prefixes: how many of the prefix lengths 1 to window were run, as windows or frame by frame.
-        frames: how many frames a stream was followed for, one by one; 0 without one.
+        prefixes: how many of the prefix lengths 1 to window the window graph was run at; 0 without one.
+        frames: how many frames the stream graph was followed for, one by one; 0 without one.
+        histories: how many lengths of history the prefill graph was given from the start; 0 without one.
         cases: every comparison, the worst first (by error over what is allowed).
         departure: where it failed, the first node whose value departs from the reference.
         float32_error: where it failed, the error of torch itself in float32 on the worst case.
@@ -120,6 +131,7 @@ class Report:
     window: int
     prefixes: int
     frames: int
+    histories: int
     cases: list[Case]
     departure: Departure | None = None
     float32_error: float | None = None
@@ -147,7 +159,7 @@ class Report:
 
     @property
     def amplified(self) -> int:
-        """How many cases passed beyond their limit, because torch's own float32 model is beyond it too."""
+        """How many cases passed beyond their limit, because they are within what float32's own error allows."""
         return sum(case.passed and case.max_abs > case.limit for case in self.cases)
 
     def summary(self) -> str:
@@ -159,7 +171,7 @@ class Report:
             f"{self.worst.allowed:.1e} allowed: {self.worst}"
         )
         if self.amplified:
-            line += f"; {self.amplified} of the inputs amplify rounding beyond the limit, in torch's float32 as well"
+            line += f"; {describe_amplified(self.amplified)}"
         if self.departure is not None:
             line += f"; the first node that departs is {self.departure}"
         if self.float32_error is not None and self.float32_error > max(self.worst.limit, self.tolerance):
@@ -205,6 +217,16 @@ def compare(found: np.ndarray, expected: np.ndarray, tolerance: float, **describ
         limit=tolerance * max(1.0, largest),
         **described,
     )
+
+
+def describe_amplified(count: int) -> str:
+    """What a number of amplified cases means, in one line."""
+    return f"{count} of the inputs amplify rounding beyond the limit, and the graph is within twice float32's own error"
+
+
+def describe_stream(frames: int, histories: int) -> str:
+    """What the stream and prefill graphs were run for, in one line."""
+    return f"followed as a stream, frame by frame, for {frames} frames, and from {histories} lengths of history"
 
 
 def describe_gap(gap: float) -> str:

@@ -166,7 +166,7 @@ def _rounded(value: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _errors(model: nn.Module, graph: str, given: Given, frames: Tensor, state: Outputs | None) -> Outputs:
-    """Float32 less float64 of the same numbers. What depends on no input is finished and rounded once, as in a graph."""
+    """Float32 less float64, of the same numbers. What depends on no input is rounded once in float32, as in a graph."""
 
     def double(value: Tensor) -> Tensor:
         return value.double() if value.is_floating_point() else value

@@ -13,10 +13,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lowered import (
+    BODIES,
     FEWER,
     Lowered,
     camel,
     each_lowering,
+    each_lowering_that_may_start_from_zeros,
     each_lowering_with_a_memory,
     frame_graph,
     lower,
@@ -37,6 +39,7 @@ from torch import Tensor, nn
 
 from edifice_export.defaults import OPSETS
 from edifice_export.functions import LOWERINGS
+from edifice_export.functions.lowering import Call, Choice, Op
 from edifice_export.link import link
 from edifice_export.runtime.providers import ORT_ERRORS
 from edifice_export.specification import TensorSpec
@@ -179,11 +182,9 @@ def test_one_memory_serves_every_entry_of_a_batch(name: str, is_frame: bool) -> 
             assert_agree(graph(drawn), case.define(drawn))
 
 
-@each_lowering_with_a_memory
+@each_lowering_that_may_start_from_zeros
 def test_no_memory_is_one_of_zeros(name: str, lowering: str) -> None:
     """As in the graph of a window; the state that is left is read too."""
-    if CASES[name].op == "sliding_attention":
-        return  # it always has its rings
     case, given = CASES[name].without_memory(arguments(name))
     graph = lower(case, given, lowering=lowering)
     onnx.checker.check_model(graph.linked, full_check=True)
@@ -236,14 +237,34 @@ def test_either_is_right_on_both_sides_of_its_crossover(length: int) -> None:
     assert_agree(_from_zeros()(given), case.define(given))
 
 
-def test_every_lowering_is_tested() -> None:
-    tested = {(CASES[name].op, lowering) for name in CASES for lowering in lowerings_of(name)}
-    tested |= {("selective_scan", lowering) for lowering in FEWER} | {
-        ("diagonal_scan", "direct"),
-        ("diagonal_scan", "either"),
-    }
-    known = {(op, each.name) for op in ops.OPS for each in LOWERINGS[camel(op)].lowerings if not each.is_frame}
-    assert known <= tested
+def test_every_body_is_tested() -> None:
+    """Those that linking knows are those of a list by hand, each of which is tested below."""
+    assert {each.body.name for known in LOWERINGS.values() for each in known.lowerings} == set(BODIES)
+
+
+@pytest.mark.parametrize("body", BODIES)
+def test_a_body_is_what_its_lowering_gives_and_right(body: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    name, lowering, form = BODIES[body]
+    case, given = CASES[name], CASES[name].arguments(SIZES | {"prefix": 0})
+    if lowering == "powers":
+        given["a"] = -torch.arange(1.0, SIZES["state"] + 1).double().expand(SIZES["channels"], -1)
+    if form == "zero":
+        case, given = case.without_memory(given)
+    if form == "last":
+        given = case.last(given, 1)
+    if form == "frame":
+        given = case.piece(given, 0)
+    chosen, real = [], Op.choose
+
+    def noted(self: Op, call: Call) -> Choice | None:
+        found = real(self, call)
+        chosen.append(found and found.lowering.body.name)
+        return found
+
+    monkeypatch.setattr(Op, "choose", noted)
+    graph = lower(case, given, lowering=None if form == "frame" else lowering)
+    assert set(chosen) == {body}
+    assert_agree(graph(given), case.define(given))
 
 
 class TwoOfEach(nn.Module):
