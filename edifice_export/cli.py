@@ -102,7 +102,7 @@ def verify(
 ) -> None:
     """Compare a bundle with its float64 reference; exit status 1 if they differ."""
     from . import parity
-    from .report import describe_gap
+    from .report import describe_gap, describe_stream
 
     with progress_bar("verifying") as progress:
         report = parity.verify(bundle, provider, tolerance, every_prefix, progress)
@@ -129,9 +129,10 @@ def verify(
         print_table(rows)
         say(f"(the worst {min(10, len(report.cases))} of {len(report.cases)} cases)")
         if report.reference == "float64 reference":
-            say(f"prefix lengths verified: {report.prefixes} of {report.window}")
+            if report.prefixes:
+                say(f"prefix lengths verified: {report.prefixes} of {report.window}")
             if report.frames:
-                say(f"followed as a stream, frame by frame, for {report.frames} frames")
+                say(describe_stream(report.frames, report.histories))
         else:
             say("only the bundle's test data: the float64 reference needs torch, which can't be imported here")
         if report.recurrence_gap is not None:

@@ -165,7 +165,7 @@ def _build(
     as_json: Annotated[bool, typer.Option("--json", help="print the manifest as JSON")] = False,
 ) -> None:
     from .export import build
-    from .report import describe_gap
+    from .report import describe_amplified, describe_gap, describe_stream
 
     with progress_bar("verifying") as progress:
         bundle = build(
@@ -187,16 +187,17 @@ def _build(
         print_json({"bundle": str(bundle.path), **dataclasses.asdict(manifest)})
         return
     parity = manifest.parity
-    every = parity["prefixes"] == manifest.window_size
-    prefixes = "every prefix length" if every else f"{parity['prefixes']} prefix lengths"
+    prefixes, window = parity["prefixes"], manifest.window_size
+    count = "every prefix length" if prefixes == window else f"{prefixes} of the {window} prefix lengths"
+    among = f", {count} of the window among them" if prefixes else ""
     say(f"built {bundle.path}: {architecture.name}, {manifest.numerics} numerics, opset {manifest.opset}")
     say(
-        f"verified: ONNX Runtime agrees with the {parity['reference']} in {parity['cases']} cases, {prefixes} of the "
-        f"window among them; largest error {parity['max_abs']:.1e}"
+        f"verified: ONNX Runtime agrees with the {parity['reference']} in {parity['cases']} cases{among}; "
+        f"largest error {parity['max_abs']:.1e}"
     )
     if parity["frames"]:
-        say(f"followed as a stream, frame by frame, for {parity['frames']} frames")
+        say(describe_stream(parity["frames"], parity["histories"]))
     if parity["amplified"]:
-        say(f"{parity['amplified']} of the inputs amplify rounding beyond 1e-5, in torch's float32 as well")
+        say(describe_amplified(parity["amplified"]))
     if parity["recurrence_gap"] is not None:
         say(describe_gap(parity["recurrence_gap"]))

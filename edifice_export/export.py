@@ -239,6 +239,7 @@ def _parity_of(report: Report, name: str) -> dict[str, Any]:
         "cases": len(report.cases),
         "prefixes": report.prefixes,
         "frames": report.frames,
+        "histories": report.histories,
         "amplified": report.amplified,
         "max_abs": report.max_abs,
         "max_rel": report.max_rel,

@@ -13,8 +13,7 @@ import numpy as np
 from .bundle import Bundle, open_bundle
 from .defaults import TOLERANCE
 from .errors import RequestError
-from .report import Case, Report, describe_tolerance
-from .rounding import outputs_of, with_rounding
+from .report import Report, Trial, describe_tolerance
 from .runtime.model import load
 from .runtime.providers import all_providers, why_not_usable
 from .runtime.version import refuse_old_runtime
@@ -152,7 +151,9 @@ class Verification:
         reference, bundle = self._reference, self._bundle
         trials = self._runs.results(self._counted(progress))
         failed = [trial for trial in trials if not trial[0].passed]
-        if reference is not None and len(failed) <= len(trials) * _MAX_AMPLIFIED:
+        if failed and reference is not None and len(failed) <= len(trials) * _MAX_AMPLIFIED:
+            from .rounding import with_rounding
+
             failed = with_rounding(failed, bundle)
         judged = [case for case, _ in trials if case.passed] + [case for case, _ in failed]
         cases = sorted(judged, key=lambda case: -case.severity)
@@ -164,8 +165,9 @@ class Verification:
             tolerance=self._tolerance,
             providers=self._providers,
             window=window,
-            prefixes=len({case.length for case in compared if case.length <= window}),
+            prefixes=len({case.length for case in compared if case.graph == "window" and case.length <= window}),
             frames=len({case.length for case in compared if case.graph == "stream" and case.batch == 1}),
+            histories=len({case.length for case in compared if case.graph == "prefill"}),
             cases=cases,
             recurrence_gap=recurrence_gap(reference, window) if reference else None,
         )
@@ -173,10 +175,14 @@ class Verification:
             return report
         # One that failed against the reference, if there is one: of graphs that differ it is not known which is wrong,
         # and of test data from a state not what led there.
-        case, sequence = max(
-            failed, key=lambda pair: (pair[0].source == "reference", pair[0].runs_from_the_start, pair[0].severity)
-        )
-        return _diagnose(report, bundle, reference, case, sequence)
+        wrong = [trial for trial in failed if not trial[0].passed]
+        return _diagnose(report, bundle, reference, max(wrong, key=_tells))
+
+
+def _tells(trial: Trial) -> tuple[bool, bool, float]:
+    """How much a failed case tells of where a graph departs."""
+    case, given = trial
+    return case.source == "reference", given.state is None and given.restart == 0, case.severity
 
 
 def _load_reference(bundle: Bundle) -> Any:
@@ -197,19 +203,17 @@ def recurrence_gap(reference: Any, window: int) -> float | None:
     return float(np.abs(reference_prefixes(reference, sequence) - reference_prefixes(exact, sequence)).max())
 
 
-def _diagnose(report: Report, bundle: Bundle, reference: Any, case: Case, sequence: np.ndarray) -> Report:
+def _diagnose(report: Report, bundle: Bundle, reference: Any, trial: Trial) -> Report:
     """Adds to a failed report where the graph departs, and whether torch's own float32 does as well."""
-    import torch
-
     from .locate import first_departure
     from .reference_model import reference_of
+    from .rounding import float32_error
 
+    case, given = trial
     # A stream that goes wrong after a history may have been given a wrong state.
     graphs = ["prefill", "stream"] if case.source == "after prefill" else [case.graph]
-    found = (first_departure(bundle, reference, sequence, graph, case.provider, report.tolerance) for graph in graphs)
+    tolerance = report.tolerance
+    found = (first_departure(bundle, reference, given.frames, graph, case.provider, tolerance) for graph in graphs)
     departure = next((departure for departure in found if departure is not None), None)
-    with torch.no_grad():
-        expected = outputs_of(reference, case.graph, torch.tensor(sequence).double())[:, -1]
-        rounded = outputs_of(reference_of(bundle), case.graph, torch.tensor(sequence))[:, -1].double()
-    error = float((rounded - expected).abs().max())
+    error = float32_error(reference_of(bundle), trial)
     return dataclasses.replace(report, departure=departure, float32_error=error)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,16 +18,19 @@ if TYPE_CHECKING:
 __all__ = [
     "ROUNDING_FACTOR",
     "Case",
+    "Given",
     "Report",
     "Trial",
     "attempt",
     "compare",
+    "describe_amplified",
     "describe_gap",
+    "describe_stream",
     "describe_tolerance",
 ]
 
-ROUNDING_FACTOR = 4
-"""How much further than torch's own float32 model a graph may be from float64, on inputs that amplify rounding."""
+ROUNDING_FACTOR = 2
+"""How much further than float32's own error a graph may be from float64, on inputs that amplify rounding."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,8 +46,8 @@ class Case:
         max_abs: largest absolute error; infinite where one side is finite and the other is not.
         max_rel: max_abs relative to the largest reference output.
         limit: the largest max_abs allowed, but for rounding that float32 itself can't do without.
-        rounding: of a case beyond its limit, the largest error of torch's own float32 model when the input and the
-            parameters are changed by rounding; None where it was not needed.
+        rounding: of a case beyond its limit, float32's own error, see rounding.with_rounding; None where it was not
+            needed.
     """
 
     graph: str
@@ -61,10 +64,8 @@ class Case:
 
     @property
     def allowed(self) -> float:
-        """The limit, or ROUNDING_FACTOR times what rounding does to torch's own float32 model if that is beyond it."""
-        if self.rounding is None or self.rounding <= self.limit:
-            return self.limit
-        return ROUNDING_FACTOR * self.rounding
+        """The limit, or ROUNDING_FACTOR times float32's own error if that is more."""
+        return max(self.limit, ROUNDING_FACTOR * (self.rounding or 0.0))
 
     @property
     def passed(self) -> bool:
@@ -72,9 +73,9 @@ class Case:
         return self.max_abs <= self.allowed
 
     @property
-    def runs_from_the_start(self) -> bool:
-        """Whether its frames were all that it was given, and it is compared with numbers that others computed."""
-        return self.graph == "window" or self.source in ("reference", "window graph", "after prefill", "permuted batch")
+    def compares_graphs(self) -> bool:
+        """Whether it is compared with what a graph gave too, and not with the reference."""
+        return self.source in ("window graph", "permuted batch", "snapshot")
 
     @property
     def severity(self) -> float:
@@ -88,8 +89,27 @@ class Case:
         return f"{self.graph} on {self.provider}, batch {self.batch}, length {self.length}, {inputs}"
 
 
-Trial = tuple[Case, np.ndarray]
-"""A comparison, and the frames that led to it."""
+@dataclasses.dataclass(frozen=True)
+class Given:
+    """What led to the numbers that a case compares.
+
+    Attributes:
+        frames: float32 [batch, sequence, embed_dim], up to the last frame that was compared.
+        state: of test data, what a stream was given before them, by name; None if it starts there.
+        restart: frames after which entry 0 was started anew; 0 if it never was.
+        whole: whether the outputs at all frames were compared, and not only the last.
+        outputs: of test data with a state, the case of every output by its name; the trial's is the worst of them.
+    """
+
+    frames: np.ndarray
+    state: Mapping[str, np.ndarray] | None = None
+    restart: int = 0
+    whole: bool = False
+    outputs: Mapping[str, Case] = dataclasses.field(default_factory=dict)
+
+
+Trial = tuple[Case, Given]
+"""A comparison, and what led to it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,8 +119,9 @@ class Report:
     Attributes:
         reference: what was compared with: `float64 reference`, or `test data` where torch can't be imported.
         window: frames in one window.
-        prefixes: how many of the prefix lengths 1 to window were run, as windows or frame by frame.
-        frames: how many frames a stream was followed for, one by one; 0 without one.
+        prefixes: how many of the prefix lengths 1 to window the window graph was run at; 0 without one.
+        frames: how many frames the stream graph was followed for, one by one; 0 without one.
+        histories: how many lengths of history the prefill graph was given from the start; 0 without one.
         cases: every comparison, the worst first (by error over what is allowed).
         departure: where it failed, the first node whose value departs from the reference.
         float32_error: where it failed, the error of torch itself in float32 on the worst case.
@@ -116,6 +137,7 @@ class Report:
     window: int
     prefixes: int
     frames: int
+    histories: int
     cases: list[Case]
     departure: Departure | None = None
     float32_error: float | None = None
@@ -144,7 +166,7 @@ class Report:
 
     @property
     def amplified(self) -> int:
-        """How many cases passed beyond their limit, because torch's own float32 model is beyond it too."""
+        """How many cases passed beyond their limit, because they are within what float32's own error allows."""
         return sum(case.passed and case.max_abs > case.limit for case in self.cases)
 
     def summary(self) -> str:
@@ -156,7 +178,7 @@ class Report:
             f"{self.worst.allowed:.1e} allowed: {self.worst}"
         )
         if self.amplified:
-            line += f"; {self.amplified} of the inputs amplify rounding beyond the limit, in torch's float32 as well"
+            line += f"; {describe_amplified(self.amplified)}"
         if self.departure is not None:
             line += f"; the first node that departs is {self.departure}"
         if self.float32_error is not None and not self.float32_error <= max(self.worst.limit, self.tolerance):
@@ -211,6 +233,16 @@ def compare(found: np.ndarray, expected: np.ndarray, tolerance: float, **describ
         limit=tolerance * max(1.0, largest),
         **described,
     )
+
+
+def describe_amplified(count: int) -> str:
+    """What a number of amplified cases means, in one line."""
+    return f"{count} of the inputs amplify rounding beyond the limit, and the graph is within twice float32's own error"
+
+
+def describe_stream(frames: int, histories: int) -> str:
+    """What the stream and prefill graphs were run for, in one line."""
+    return f"followed as a stream, frame by frame, for {frames} frames, and from {histories} lengths of history"
 
 
 def describe_gap(gap: float) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 
 from .bundle import Bundle
 from .errors import CheckError
-from .report import Trial, attempt, compare
+from .report import Given, Trial, attempt, compare
 from .runtime.arrays import MAX_MAGNITUDE
 from .runtime.model import Model
 from .runtime.providers import ORT_ERRORS, shortened
@@ -117,7 +117,10 @@ class _Judge:
     sequence: np.ndarray
     magnitude: float = 1.0
 
-    def __call__(self, graph: str, source: str, length: int, found: np.ndarray, expected: np.ndarray) -> Trial:
+    def __call__(
+        self, graph: str, source: str, length: int, found: np.ndarray, expected: np.ndarray, **given: Any
+    ) -> Trial:
+        """A comparison after so many frames; **given are the fields of Given but for the frames."""
         case = compare(
             found,
             expected.astype(np.float64),
@@ -130,7 +133,7 @@ class _Judge:
             seed=self.sequence.shape[0],
             magnitude=self.magnitude,
         )
-        return case, self.sequence[:, :length]
+        return case, Given(self.sequence[:, :length], **given)
 
 
 def _run_steps(model: Model, judge: _Judge, expected: np.ndarray, steps: int) -> Iterator[Trial]:
@@ -149,8 +152,8 @@ def _run_steps(model: Model, judge: _Judge, expected: np.ndarray, steps: int) ->
     stream.restore(mark)
     last = min(steps, half + AGAIN)
     again = np.stack([attempt(stream.step, sequence[:, t], expected[:, t]) for t in range(half, last)])
-    case, frames = judge("stream", "snapshot", last, again, np.stack(outputs[half:last]))
-    yield dataclasses.replace(case, limit=0.0), frames
+    case, given = judge("stream", "snapshot", last, again, np.stack(outputs[half:last]))
+    yield dataclasses.replace(case, limit=0.0), given
 
 
 def _run_start(model: Model, judge: _Judge, expected: np.ndarray) -> Iterator[Trial]:
@@ -192,7 +195,7 @@ def _run_batch(model: Model, judge: _Judge, expected: np.ndarray, fresh: np.ndar
     plain.reset([0])
     for t in range(half, frames):
         wanted = np.concatenate([fresh[:, t - half], expected[1:, t]])
-        yield judge("stream", "reset entry", t + 1, attempt(plain.step, sequence[:, t], wanted), wanted)
+        yield judge("stream", "reset entry", t + 1, attempt(plain.step, sequence[:, t], wanted), wanted, restart=half)
 
 
 def _run_test_data(bundle: Bundle, model: Model, provider: str, tolerance: float) -> Iterator[Trial]:
@@ -206,19 +209,21 @@ def _run_test_data(bundle: Bundle, model: Model, provider: str, tolerance: float
                     f"bundle {bundle.path}: ONNX Runtime failed on the test data in {folder}: {shortened(error)}; "
                     "build the bundle again"
                 ) from error
-            frames = next(iter(inputs.values()))
+            frames, *_ = inputs.values()
             judge = _Judge(provider, tolerance, frames[:, None] if graph == "stream" else frames)
-            trials = [
-                judge(graph, folder, judge.sequence.shape[1], value, expected)
-                for value, expected in zip(found, outputs.values(), strict=True)
-            ]
-            yield max(trials, key=lambda trial: trial[0].severity)
+            cases = {
+                name: judge(graph, folder, judge.sequence.shape[1], value, expected)[0]
+                for value, (name, expected) in zip(found, outputs.items(), strict=True)
+            }
+            state = {name.removeprefix("past."): value for name, value in [*inputs.items()][1:]}
+            yield max(cases.values(), key=lambda case: case.severity), Given(judge.sequence, state, outputs=cases)
     longer = bundle.test_sequence()
     if longer is not None:
         folder, frames, wanted = longer
         stream = model.stream(frames.shape[0])
         reached = [attempt(stream.step, frames[:, t], wanted[:, t]) for t in range(frames.shape[1])]
-        yield _Judge(provider, tolerance, frames)("stream", folder, frames.shape[1], np.stack(reached, axis=1), wanted)
+        judge = _Judge(provider, tolerance, frames)
+        yield judge("stream", folder, frames.shape[1], np.stack(reached, axis=1), wanted, whole=True)
 
 
 def _sequence(bundle: Bundle, batch: int, frames: int) -> np.ndarray:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from .bundle import Bundle
-from .report import Case, Trial, attempt, compare
+from .report import Case, Given, Trial, attempt, compare
 from .runtime.arrays import MAX_MAGNITUDE
 from .runtime.model import Model
 
@@ -58,9 +58,9 @@ def run_window(
 def _run_test_data(bundle: Bundle, model: Model, provider: str, tolerance: float) -> Iterator[Trial]:
     for folder, inputs, outputs in bundle.test_data("window"):
         sequence, expected = inputs[model.input.name], outputs[model.output.name].astype(np.float64)
-        given = _Sweep(sequence.shape[0], 0, 1.0, [sequence.shape[1]])
+        sweep = _Sweep(sequence.shape[0], 0, 1.0, [sequence.shape[1]])
         found = attempt(model, sequence, expected)
-        yield _judge(found, expected, tolerance, provider, folder, sequence.shape[1], given), sequence
+        yield _judge(found, expected, tolerance, provider, folder, sequence.shape[1], sweep), Given(sequence)
 
 
 def _run_sweep(
@@ -69,7 +69,7 @@ def _run_sweep(
     for index, length in enumerate(sweep.lengths):
         sequence, wanted = whole[:, :length], expected[:, index]
         found = attempt(model, sequence, wanted)
-        yield _judge(found, wanted, tolerance, provider, "reference", length, sweep), sequence
+        yield _judge(found, wanted, tolerance, provider, "reference", length, sweep), Given(sequence)
 
 
 def prefix_lengths(window: int) -> list[int]:

@@ -161,7 +161,7 @@ def test_build_with_edifice_weights(capfd: Capture, tmp_path: Path, monkeypatch:
         r"built exported/hymba: hymba, edifice numerics, opset 20\n"
         r"verified: ONNX Runtime agrees with the float64 reference in \d+ cases, every prefix length of the window "
         r"among them; largest error \d\.\de-\d+\n"
-        r"followed as a stream, frame by frame, for 60 frames\n",
+        r"followed as a stream, frame by frame, for 60 frames, and from \d lengths of history\n",
         lines,
     )
     built = ee.load("exported/hymba")
@@ -174,7 +174,7 @@ def test_verify(capfd: Capture, bundle: ee.Bundle) -> None:
     with unchanged(bundle.path):
         text = done(capfd, "verify", bundle.path, "--every-prefix").out
     assert "prefix lengths verified: 7 of 7\n" in text
-    assert "followed as a stream, frame by frame, for 70 frames\n" in text
+    assert re.search(r"followed as a stream, frame by frame, for 70 frames, and from \d lengths of history\n", text)
     assert re.search(r"^ok: (\d+) of \1 cases agree with the float64 reference; largest error", text, re.MULTILINE)
     report = json.loads(done(capfd, "verify", bundle.path, "--provider", "cpu", "--tolerance", "1e-3", "--json").out)
     assert (report["passed"], report["providers"], report["tolerance"]) == (True, ["cpu"], 1e-3)

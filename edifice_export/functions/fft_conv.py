@@ -249,9 +249,7 @@ def FftConvTaps(x, kernel, channels: int):
 
 
 TAPS, TWO_STAGES = 192, 256
-"""Windows up to which each is the fastest on a CPU, one thread: see `python benchmarks/ops.py fft_conv`. With a kernel
-that is no constant the second crossover is about the same.
-"""
+"""Windows up to which each is about the fastest on a CPU, one thread: see `python benchmarks/ops.py fft_conv`."""
 
 AT_ONCE = 16
 """Channels that ONNX Runtime's kernel for FftConvTaps takes at once. It is not used for numbers of channels that are no
