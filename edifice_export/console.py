@@ -10,10 +10,17 @@ from typing import Any
 
 import typer
 
-__all__ = ["interrupted", "print_json", "print_table", "progress_bar"]
+__all__ = ["interrupted", "print_anywhere", "print_json", "print_table", "progress_bar"]
 
 interrupted: list[int] = []
 """The signals that asked this process to stop."""
+
+
+def print_anywhere() -> None:
+    """Lets output hold what a terminal's encoding lacks: such a letter is printed as its escape."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def print_json(value: Any) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["CheckError", "ExportError", "RequestError"]
+__all__ = ["CheckError", "ExportError", "RequestError", "brief"]
 
 
 class ExportError(Exception):
@@ -19,3 +19,13 @@ class RequestError(ExportError, ValueError):
 
 class CheckError(ExportError):
     """A check failed: parity, a corrupted bundle, an export that froze a dimension."""
+
+
+_MOST = 300
+"""Characters of another library's error that a message may carry: it may quote a file at length."""
+
+
+def brief(error: object) -> str:
+    """What an error of another library says, in one line of bounded length."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= _MOST else f"{text[: _MOST // 2]} ... {text[-_MOST // 2 :]}"

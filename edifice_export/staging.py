@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from .arguments import check_name
 from .errors import CheckError, RequestError
 from .manifest import MANIFEST
 from .manifest_reader import listed_files
@@ -24,6 +25,7 @@ def staging(target: Path) -> Iterator[Path]:
     Raises:
         RequestError: the target is a file, or a folder with something that is not of a bundle, or can't be written.
     """
+    check_name(target, "--output")
     made: list[Path] = []
     folder: Path | None = None
     try:

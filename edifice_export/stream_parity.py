@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from .bundle import Bundle
-from .errors import CheckError
+from .errors import CheckError, brief
 from .report import Trial, compare
 from .runtime.model import Model
 from .runtime.providers import ORT_ERRORS
@@ -196,7 +196,7 @@ def _run_test_data(bundle: Bundle, model: Model, provider: str, tolerance: float
             try:
                 found = session.run(list(outputs), inputs)
             except ORT_ERRORS as error:
-                raise CheckError(f"ONNX Runtime failed on {folder}: {error}") from error
+                raise CheckError(f"ONNX Runtime failed on {folder}: {brief(error)}") from error
             frames = next(iter(inputs.values()))
             judge = _Judge(provider, tolerance, frames[:, None] if graph == "stream" else frames)
             trials = [

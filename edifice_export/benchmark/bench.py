@@ -17,7 +17,7 @@ import numpy as np
 
 from ..bundle import Bundle, open_bundle
 from ..defaults import TOLERANCE
-from ..errors import CheckError
+from ..errors import CheckError, brief
 from ..report import compare
 from ..runtime.providers import ORT_ERRORS
 from ..torch_import import require_torch, torch_threads, why_no_torch
@@ -178,7 +178,7 @@ def _compare(
     try:
         outputs = [contestant.run() for contestant in contestants]
     except ORT_ERRORS as error:
-        raise CheckError(f"running {point.graph} on {list(frames.shape)} failed: {error}") from error
+        raise CheckError(f"running {point.graph} on {list(frames.shape)} failed: {brief(error)}") from error
     if subject.reference is None:
         return [None] * len(outputs)
     import torch

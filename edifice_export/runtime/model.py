@@ -5,12 +5,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import onnxruntime as ort
 
 from ..bundle import Bundle, open_bundle
-from ..errors import CheckError, RequestError
+from ..errors import CheckError, RequestError, brief
 from ..specification import TensorSpec
 from .arrays import check_array
 from .providers import ORT_ERRORS, open_session, placement, why_not_usable
@@ -21,6 +22,8 @@ __all__ = ["Model", "load"]
 
 class Model:
     """A bundle's graphs on an execution provider. Calls from several threads at once are safe.
+
+    It can't be copied or pickled (RequestError): load the bundle in each process.
 
     Attributes:
         bundle: where they come from.
@@ -44,6 +47,12 @@ class Model:
         self.session = self.session_of("window" if self.has_window else "stream")
         self.placement = placement(self.session)
         self.passed_over = {short: reason for short in providers if (reason := why_not_usable(short)) is not None}
+
+    def __reduce__(self) -> NoReturn:
+        raise RequestError(
+            f"a Model can't be copied or pickled: its sessions live in this process; load {self.bundle.path} in each "
+            "process instead, and share one Model between threads"
+        )
 
     @property
     def providers(self) -> list[str]:
@@ -86,7 +95,7 @@ class Model:
             (output,) = self.session.run([self.output.name], {self.input.name: feed})
         except ORT_ERRORS as error:
             raise CheckError(
-                f"ONNX Runtime failed on {self.input.name} {list(feed.shape)} with {', '.join(self.providers)}: {error}"
+                f"ONNX Runtime failed on {self.input.name} {list(feed.shape)} with {', '.join(self.providers)}: {brief(error)}"
             ) from error
         result: np.ndarray = output if batched else output[0]
         return result

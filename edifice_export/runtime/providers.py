@@ -16,6 +16,7 @@ import numpy as np
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as _state
 
+from ..arguments import whole_number
 from ..errors import CheckError, ExportError, RequestError
 
 __all__ = [
@@ -173,8 +174,8 @@ def open_session(
     """
     if not providers:
         raise RequestError("providers: the list is empty; name at least one, such as cpu")
-    if threads is not None and (type(threads) is not int or not 1 <= threads <= MAX_THREADS):
-        raise RequestError(f"threads must be an integer from 1 to {MAX_THREADS}, got {threads!r}")
+    if threads is not None:
+        threads = whole_number("threads", threads, 1, MAX_THREADS)
     if optimization not in OPTIMIZATION_LEVELS:
         raise RequestError(f"optimization must be one of {', '.join(OPTIMIZATION_LEVELS)}, got {optimization!r}")
     reasons = {short: why_not_usable(short) for short in providers}

@@ -7,6 +7,7 @@ are where the provider computes, and stay there.
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 from collections import deque
@@ -17,8 +18,10 @@ from typing import Any, NoReturn
 import numpy as np
 import onnxruntime as ort
 
+from ..arguments import whole_number
 from ..bundle import Bundle
-from ..errors import CheckError, RequestError
+from ..errors import CheckError, RequestError, brief
+from ..memory import physical_memory
 from ..specification import BATCH, StateSpec, TensorSpec
 from .arrays import check_array
 from .providers import ORT_ERRORS, device_of, placement, short_name
@@ -56,11 +59,10 @@ class Stream:
     def __init__(
         self, bundle: Bundle, step: ort.InferenceSession, prefill: ort.InferenceSession, batch: int, history: int
     ) -> None:
-        if type(batch) is not int or batch < 1:
-            raise RequestError(f"batch must be an integer from 1, got {batch!r}")
-        if type(history) is not int or not 0 <= history <= MAX_HISTORY:
-            raise RequestError(f"history must be an integer from 0 to {MAX_HISTORY}, got {history!r}")
+        batch = whole_number("batch", batch, 1)
+        history = whole_number("history", history, 0, MAX_HISTORY)
         graph = bundle.manifest.graphs["stream"]
+        _check_memory(bundle, batch)
         self.bundle, self.batch, self.history = bundle, batch, history
         self.frame, self.output = graph.inputs[0], graph.outputs[0]
         self._sequence = bundle.manifest.graphs["prefill"].inputs[0]
@@ -110,7 +112,7 @@ class Stream:
             self._step.run_with_iobinding(binding)
             binding.synchronize_outputs()
         except ORT_ERRORS as error:
-            raise CheckError(f"ONNX Runtime failed on a frame of {self.batch} streams: {error}") from error
+            raise CheckError(f"ONNX Runtime failed on a frame of {self.batch} streams: {brief(error)}") from error
         self._advance(after)
         return self._result[0].copy() if single else self._result.copy()
 
@@ -194,8 +196,7 @@ class Stream:
         Raises:
             RequestError: more frames than the history holds.
         """
-        if type(frames) is not int or frames < 0:
-            raise RequestError(f"rewind takes a number of frames from 0, got {frames!r}")
+        frames = whole_number("frames to rewind", frames, 0)
         if frames > self.rewindable:
             raise RequestError(
                 f"rewind {frames} frames: the history holds {self.rewindable}, of at most {self.history}; "
@@ -293,7 +294,7 @@ class Stream:
             self._prefill.run_with_iobinding(binding)
             binding.synchronize_outputs()
         except ORT_ERRORS as error:
-            raise CheckError(f"ONNX Runtime failed on {list(frames.shape)} frames: {error}") from error
+            raise CheckError(f"ONNX Runtime failed on {list(frames.shape)} frames: {brief(error)}") from error
         return after, output
 
     def _binding(self, past: _Buffers, present: _Buffers) -> ort.IOBinding:
@@ -371,6 +372,19 @@ class _State:
         _refuse_copy(self)
 
 
+def _check_memory(bundle: Bundle, batch: int) -> None:
+    """Refuses more streams than memory holds: two states, the initial one and the next, frames and outputs."""
+    graph, manifest = bundle.manifest.graphs["stream"], bundle.manifest
+    frame = sum(int(spec.shape[1]) for spec in (graph.inputs[0], graph.outputs[0]))
+    state = sum(math.prod(_sizes(spec, 1)) * np.dtype(spec.dtype).itemsize for spec in manifest.states)
+    needed, memory = batch * (2 * state + 4 * frame), physical_memory()
+    if memory is not None and needed > memory:
+        raise RequestError(
+            f"batch {batch}: as many streams take {needed / 2**30:,.0f} GiB of memory for their states and this machine "
+            f"has {memory / 2**30:,.0f}; open fewer"
+        )
+
+
 def _refuse_copy(what: object) -> NoReturn:
     """Two of them would free, or write to, the same buffers."""
     raise RequestError(f"a {type(what).__name__.strip('_')} can't be copied or pickled; use snapshot, or save and load")
@@ -392,7 +406,7 @@ def _safetensors() -> tuple[Any, Any]:
         from safetensors.numpy import save
     except ImportError as error:
         raise RequestError(
-            f"states are safetensors files: {error}; install it with `pip install safetensors`"
+            f"states are safetensors files: {brief(error)}; install it with `pip install safetensors`"
         ) from error
 
     def decode(path: Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:
@@ -401,6 +415,6 @@ def _safetensors() -> tuple[Any, Any]:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
                 return dict(file.metadata() or {}), tensors
         except (OSError, safetensors.SafetensorError, ValueError, TypeError, AttributeError) as error:
-            raise RequestError(f"state {path}: can't be read: {error}; give a file that `save` wrote") from error
+            raise RequestError(f"state {path}: can't be read: {brief(error)}; give a file that `save` wrote") from error
 
     return save, decode
