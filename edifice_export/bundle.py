@@ -13,7 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from .errors import CheckError, RequestError
+from .arguments import check_name
+from .errors import CheckError, RequestError, brief
 from .files import new_file_mode
 from .manifest import MANIFEST, FileEntry, Manifest
 from .manifest_reader import read_manifest
@@ -140,6 +141,7 @@ def open_bundle(path: str | Path, whole: bool = True) -> Bundle:
         CheckError: the manifest is damaged, a file is missing or was changed, or a path leaves the bundle.
     """
     folder = Path(path)
+    check_name(folder, "bundle")
     try:
         bundle = Bundle(folder, read_manifest(folder))
     except OSError as error:
@@ -283,7 +285,7 @@ def _read_tensor(path: Path, spec: TensorSpec) -> np.ndarray:
             )
         array = numpy_helper.to_array(tensor)
     except (OSError, DecodeError, ValueError, TypeError) as error:
-        raise CheckError(f"test data {path} can't be read: {error}; build the bundle again") from error
+        raise CheckError(f"test data {path} can't be read: {brief(error)}; build the bundle again") from error
     sized = len(array.shape) == len(spec.shape) and all(
         found == size if isinstance(size, int) else found > 0
         for found, size in zip(array.shape, spec.shape, strict=True)

@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import gc
 import logging
+import os
 import signal
 import sys
 import traceback
@@ -23,8 +24,8 @@ from edifice_reference.registry import ARCHITECTURES
 
 from .cli_bench import bench
 from .cli_build import BuildGroup, parse_options
-from .console import interrupted, print_json, print_table, progress_bar, say
-from .errors import ExportError
+from .console import interrupted, print_anywhere, print_json, print_table, progress_bar, say
+from .errors import ExportError, brief
 
 if TYPE_CHECKING:
     from .report import Case
@@ -107,7 +108,8 @@ def verify(
     with progress_bar("verifying") as progress:
         report = parity.verify(bundle, provider, tolerance, every_prefix, progress)
     if as_json:
-        print_json(report.to_dict())
+        failure = {} if report.passed else {"error": report.summary(), "exit_status": 1}
+        print_json(report.to_dict() | failure)
     else:
         if report.loosened is not None:
             say(report.loosened)
@@ -292,6 +294,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if number is not None and not (name == "SIGHUP" and signal.getsignal(number) == signal.SIG_IGN):  # nohup
             signal.signal(number, _interrupt)
     sys.unraisablehook = _report_unraisable
+    print_anywhere()
     # Python would look for cycles among all that torch makes, again and again: two seconds of a build, one at the end.
     gc.set_threshold(50_000, 20, 100)
     atexit.register(gc.freeze)
@@ -307,6 +310,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # Whatever became of it on its way: torch turns an interrupt into errors of its own.
         message, status = "interrupted; nothing is left half written", 128 + (interrupted or [signal.SIGINT])[0]
     if message:
+        with contextlib.suppress(OSError):  # it may be standard output that failed
+            if "--json" in given:
+                print_json({"error": message, "exit_status": status})
         with contextlib.suppress(OSError):  # a terminal that is gone
             say(f"error: {message}", err=True)
     sys.exit(status)
@@ -314,6 +320,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _describe(error: Exception) -> tuple[str, int]:
     """One line and an exit status for an error."""
+    if _lost_folder(error):
+        return "the working folder: was removed or moved away; go to one that is there", 2
     if isinstance(error, (ExportError, OptionError)):
         return _one_line(error), getattr(error, "exit_status", 2)
     if isinstance(error, TyperException):
@@ -325,8 +333,18 @@ def _describe(error: Exception) -> tuple[str, int]:
     if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
         return "there is not enough memory for this; choose smaller options or a smaller input", 2
     if isinstance(error, OSError):
-        return f"{error.filename or 'standard output'}: {error.strerror}; check the path, its rights and the disk", 2
-    return f"{type(error).__name__}: {_one_line(error)}; this is a bug, --debug shows where", 1
+        place = "standard output" if error.filename is None else os.fsdecode(error.filename)
+        return _one_line(f"{place}: {error.strerror}; check the path, its rights and the disk"), 2
+    return f"{type(error).__name__}: {_one_line(brief(error))}; this is a bug, --debug shows where", 1
+
+
+def _lost_folder(error: BaseException | None) -> bool:
+    """Whether an error comes of a working folder that was removed: asking for its name fails, and names nothing."""
+    while error is not None:
+        if isinstance(error, FileNotFoundError) and error.filename is None:
+            return True
+        error = error.__cause__
+    return False
 
 
 def _one_line(error: Any) -> str:

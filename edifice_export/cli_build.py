@@ -20,7 +20,6 @@ from edifice_reference.registry import ARCHITECTURES, Architecture, get_architec
 from .console import print_json, progress_bar, say
 from .defaults import DEFAULT_OPSET, OPSETS, TOLERANCE
 from .errors import RequestError
-from .torch_import import require_torch
 
 __all__ = ["BuildGroup", "parse_options"]
 
@@ -57,7 +56,7 @@ class Precision(StrEnum):
 
 
 class BuildGroup(TyperGroup):
-    """Finds an architecture's command when it is asked for: only then is torch imported."""
+    """Finds an architecture's command when it is asked for."""
 
     def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002
         """The names of the architectures."""
@@ -68,7 +67,6 @@ class BuildGroup(TyperGroup):
 
         Raises:
             OptionError: there is no such architecture.
-            RequestError: torch can't be imported.
         """
         return _command(get_architecture(cmd_name))
 
@@ -104,7 +102,6 @@ def parse_options(assignments: Sequence[str]) -> dict[str, Any]:
 
 
 def _command(architecture: Architecture) -> Any:
-    require_torch()
     config_class = architecture.config_class
     options = dataclasses.fields(config_class)
 

@@ -12,7 +12,7 @@ import typer
 
 from .errors import printable
 
-__all__ = ["interrupted", "print_json", "print_table", "progress_bar", "say"]
+__all__ = ["interrupted", "print_anywhere", "print_json", "print_table", "progress_bar", "say"]
 
 interrupted: list[int] = []
 """The signals that asked this process to stop."""
@@ -27,6 +27,13 @@ def say(line: str = "", err: bool = False) -> None:
         err: to standard error.
     """
     typer.echo(printable(line), err=err)
+
+
+def print_anywhere() -> None:
+    """Lets output hold what a terminal's encoding lacks: such a letter is printed as its escape."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def print_json(value: Any) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["CheckError", "ExportError", "NotFiniteError", "RequestError", "printable"]
+__all__ = ["CheckError", "ExportError", "NotFiniteError", "RequestError", "brief", "printable"]
 
 
 def printable(text: str) -> str:
@@ -42,3 +42,13 @@ class NotFiniteError(CheckError):
     def __init__(self, message: str, entry: int = 0) -> None:
         super().__init__(message)
         self.entry = entry
+
+
+_MOST = 300
+"""Characters of another library's error that a message may carry: it may quote a file at length."""
+
+
+def brief(error: object) -> str:
+    """What an error of another library says, in one line of bounded length; of one that says nothing its type."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= _MOST else f"{text[: _MOST // 2]} ... {text[-_MOST // 2 :]}"

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from edifice_reference.config import NUMERICS, OptionError
 from edifice_reference.registry import Architecture, get_architecture
 
+from .arguments import whole_number
 from .bundle import Bundle, hash_files, open_bundle, save_model
 from .defaults import DEFAULT_OPSET, OPSETS, TARGETS, TOLERANCE
 from .errors import CheckError, RequestError
@@ -118,10 +119,8 @@ def _build(
         raise RequestError(f"graph must be {', '.join(BUILDS)}, got {graph!r}")
     if target not in TARGETS:
         raise RequestError(f"target must be {', '.join(TARGETS)}, got {target!r}")
-    if opset not in OPSETS:
-        raise RequestError(f"opset must be {OPSETS[0]} to {OPSETS[-1]}, got {opset}")
-    if type(seed) is not int or not 0 <= seed < 2**63:
-        raise RequestError(f"seed must be an integer from 0 to 2^63 - 1, got {seed!r}")
+    opset = whole_number("opset", opset, OPSETS[0], OPSETS[-1])
+    seed = whole_number("seed", seed, 0, 2**63 - 1)
     if not isinstance(tolerance, (int, float)) or not 0 < tolerance < float("inf"):
         raise RequestError(f"tolerance must be a positive number, got {tolerance!r}")
     checkpoint = read_checkpoint(weights) if weights is not None else None

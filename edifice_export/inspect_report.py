@@ -9,7 +9,7 @@ from google.protobuf.message import DecodeError
 
 from .body_names import op_of
 from .bundle import open_bundle
-from .errors import RequestError
+from .errors import RequestError, brief
 from .inspection import Inspection, inspect_model
 from .manifest import GRAPHS, LOWERING, REASON
 from .specification import BATCH, SEQUENCE
@@ -65,7 +65,7 @@ def explain(model: str | Path) -> list[dict[str, str]]:
     try:
         graph = onnx.load(model, load_external_data=False).graph
     except (DecodeError, OSError) as error:
-        raise RequestError(f"can't read {model}: {error}; give the path of a sound ONNX model") from error
+        raise RequestError(f"can't read {model}: {brief(error)}; give the path of a sound ONNX model") from error
     found = []
     for node in graph.node:
         said = {entry.key: entry.value for entry in node.metadata_props}

@@ -12,8 +12,9 @@ from typing import Any
 import onnx
 from onnx import TensorProto, inliner
 
+from .arguments import whole_number
 from .costs import AWAY, MAX_ELEMENTS, MAX_FOLDED, Activation, Walk, byte_size, dtype_of
-from .errors import CheckError, ExportError, RequestError
+from .errors import CheckError, ExportError, RequestError, brief
 from .nesting import check_inlined, find, qualified
 
 __all__ = ["Activation", "Inspection", "TensorDescription", "inspect_model"]
@@ -70,7 +71,9 @@ def inspect_model(path: str | Path, sizes: Mapping[str, int] | None = None) -> I
     except ExportError:
         raise
     except Exception as error:  # on a damaged file protobuf, ONNX's C++ and numpy raise a dozen types
-        raise RequestError(f"can't inspect {path}: {error!r}; give the path of a sound ONNX model") from error
+        raise RequestError(
+            f"can't inspect {path}: {type(error).__name__}: {brief(error)}; give the path of a sound ONNX model"
+        ) from error
 
 
 def _inspect(path: Path, asked: Mapping[str, int]) -> Inspection:
@@ -125,9 +128,10 @@ def _set_sizes(inputs: Iterable[onnx.ValueInfoProto], asked: Mapping[str, int]) 
     dims = [dim for value in inputs for dim in value.type.tensor_type.shape.dim if not dim.HasField("dim_value")]
     sizes = {dim.dim_param: asked.get(dim.dim_param, 1) for dim in dims if dim.dim_param}
     for symbol, size in asked.items():
-        if symbol not in sizes or not 0 < size <= MAX_ELEMENTS:
+        if symbol not in sizes:
             symbols = ", ".join(sizes) or "none"
-            raise RequestError(f"size {symbol}={size}: the inputs' symbols are: {symbols}; give a positive size to one")
+            raise RequestError(f"size {symbol}={size}: the inputs' symbols are: {symbols}; give a size to one of them")
+        sizes[symbol] = whole_number(symbol, size, 1, MAX_ELEMENTS)
     for dim in dims:
         dim.dim_value = sizes.get(dim.dim_param, 1)
     return sizes

@@ -15,10 +15,10 @@ import torch
 from torch.export.graph_signature import InputKind
 
 from .bundle import Bundle, save_model
-from .errors import CheckError
+from .errors import CheckError, brief
 from .graphs import entry
 from .manifest import GraphEntry
-from .runtime.providers import ORT_ERRORS, open_session, shortened
+from .runtime.providers import ORT_ERRORS, open_session
 from .trace import export_program, translate
 from .trace_names import scoped_names
 
@@ -76,7 +76,7 @@ def first_departure(
         except ORT_ERRORS as failure:
             raise CheckError(
                 f"bundle {bundle.path}: the {graph} graph is wrong, and ONNX Runtime fails where all of its values are "
-                f"asked for: {shortened(failure)}; build the bundle again"
+                f"asked for: {brief(failure)}; build the bundle again"
             ) from failure
     for name, value in zip(names, found, strict=True):
         node, key = makers[name]

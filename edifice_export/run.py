@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
+from .arguments import whole_number
 from .errors import NotFiniteError, RequestError
 from .files import is_within, same_file
 from .runtime.csv_recording import CsvLines
 from .runtime.model import Model
-from .runtime.recording import iter_windows, open_output, open_recording, window_starts
+from .runtime.recording import check_room, iter_windows, open_output, open_recording, window_starts
 
 __all__ = ["RunReport", "StreamReport", "run_recording", "stream_recording"]
 
@@ -92,11 +93,16 @@ def run_recording(
     Nothing is written then.
     """
     _check_target(model, source, target)
-    with open_recording(source, int(model.input.shape[-1]), model.input.name) as recording:
+    stride, hidden = whole_number("stride", stride, 1), int(model.output.shape[-1])
+
+    def admit(shape: tuple[int, ...]) -> None:
+        windows = len(window_starts(shape[-2], model.window_size, stride))
+        check_room(target, (*shape[:-2], windows, hidden))
+
+    with open_recording(source, int(model.input.shape[-1]), model.input.name, admit) as recording:
         batch, length, width = recording.frames.shape
         starts = window_starts(length, model.window_size, stride)
         window = min(length, model.window_size)
-        hidden = int(model.output.shape[-1])
         shape = [batch] if recording.batched else []
         shape += [len(starts)] if length > model.window_size else []
         shape.append(hidden)
@@ -147,13 +153,20 @@ def stream_recording(
 
     Nothing is written then.
     """
-    if stride != 1:
+    if whole_number("stride", stride, 1) != 1:
         raise RequestError(f"--stride {stride}: a stream sees every frame; leave it out, or leave --stream out")
     _check_target(model, source, target)
-    with open_recording(source, int(model.input.shape[-1]), model.input.name) as recording:
+    hidden, stream = int(model.output.shape[-1]), None
+
+    def admit(shape: tuple[int, ...]) -> None:
+        nonlocal stream
+        stream = model.stream(shape[0] if len(shape) == 3 else 1, history=0)
+        check_room(target, (*shape[:-1], hidden))
+
+    with open_recording(source, int(model.input.shape[-1]), model.input.name, admit) as recording:
         batch, length, _ = recording.frames.shape
-        stream = model.stream(batch, history=0)
-        shape = (batch, length, int(model.output.shape[-1]))
+        stream = stream or model.stream(batch, history=0)
+        shape = (batch, length, hidden)
         with open_output(target, shape if recording.batched else shape[1:]) as output:
             outputs = output.reshape(shape)
             for t in range(length):

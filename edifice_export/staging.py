@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import NoReturn
 
+from .arguments import check_name
 from .bundle import check_file, hash_file
 from .claim import NEW, claim
 from .errors import CheckError, RequestError
@@ -38,6 +39,7 @@ def staging(target: Path) -> Iterator[Path]:
     Raises:
         RequestError: something else is at the target, came there meanwhile, or it can't be written. It is as it was.
     """
+    check_name(target, "--output")
     made: list[Path] = []
     try:
         _check_kind(target, target)

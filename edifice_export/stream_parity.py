@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from .bundle import Bundle
-from .errors import CheckError
+from .errors import CheckError, brief
 from .report import Given, Trial, attempt, compare
 from .runtime.arrays import MAX_MAGNITUDE
 from .runtime.model import Model
-from .runtime.providers import ORT_ERRORS, shortened
+from .runtime.providers import ORT_ERRORS
 
 __all__ = ["count_stream", "run_stream"]
 
@@ -206,7 +206,7 @@ def _run_test_data(bundle: Bundle, model: Model, provider: str, tolerance: float
                 found = session.run(list(outputs), inputs)
             except ORT_ERRORS as error:
                 raise CheckError(
-                    f"bundle {bundle.path}: ONNX Runtime failed on the test data in {folder}: {shortened(error)}; "
+                    f"bundle {bundle.path}: ONNX Runtime failed on the test data in {folder}: {brief(error)}; "
                     "build the bundle again"
                 ) from error
             frames, *_ = inputs.values()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 
 from .errors import RequestError
@@ -14,7 +15,12 @@ SMALL = 2**25
 
 
 def why_no_torch() -> str | None:
-    """What importing torch says where it fails, or None where it can be imported."""
+    """What importing torch says where it fails, or None where it can be imported.
+
+    Raises:
+        FileNotFoundError: the working folder is gone, where torch's libraries would end the process.
+    """
+    os.getcwd()
     try:
         import torch  # noqa: F401
     except (ImportError, OSError) as error:  # an OSError is a broken installation

@@ -19,6 +19,7 @@ from typing import Any
 import onnx_ir as ir
 import torch
 from torch import nn
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from .errors import CheckError
 from .specification import TensorSpec
@@ -70,7 +71,7 @@ def trace(
     Raises:
         CheckError: a free dimension was frozen, or the graph depends on the traced size.
     """
-    with _no_collection():
+    with _no_collection(), _forgetting():
         program = export_program(module, inputs)
         check_other_sizes(program, module, inputs)
         translated = translate(program, inputs, opset, [spec.name for spec in outputs])
@@ -99,7 +100,7 @@ def export_program(
         dynamic = (*dynamic[: len(named)], dynamic[len(named) :])
     with _quiet():
         try:
-            return torch.export.export(
+            program = torch.export.export(
                 module.eval(), _examples(module, inputs, sizes), dynamic_shapes=dynamic, strict=False
             )
         except (torch._dynamo.exc.UserError, ValueError) as error:
@@ -108,6 +109,19 @@ def export_program(
                 f"{type(module).__name__} can't be traced with free dimensions {', '.join(symbols)}: {reason}. Code "
                 "that reads a size as a number (a Python loop over time, int(x.shape[1])) freezes it: use an edifice op"
             ) from error
+    _untie(program)
+    return program
+
+
+def _untie(program: torch.export.ExportedProgram) -> None:
+    """Lets a torch graph be freed with its last reference.
+
+    Its symbolic sizes know the inputs that they are of, which know them in C++, where Python finds no cycle.
+    """
+    for node in program.graph.nodes:
+        mode = getattr(node.meta.get("val"), "fake_mode", None)
+        if mode is not None and mode.shape_env is not None and mode.shape_env.tracked_fakes:
+            mode.shape_env.tracked_fakes.clear()
 
 
 def _symbols(inputs: Sequence[TensorSpec]) -> list[str]:
@@ -273,6 +287,17 @@ def _quiet() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def _forgetting() -> Iterator[None]:
+    """Has torch forget the sizes of this trace: its caches, keyed by them, would keep all of it, megabytes a build."""
+    try:
+        yield
+    finally:
+        for cached in vars(ShapeEnv).values():
+            if hasattr(cached, "cache_clear"):
+                cached.cache_clear()
 
 
 @contextlib.contextmanager

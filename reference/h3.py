@@ -22,15 +22,6 @@ The decay of a state depends neither on the input nor on the channel: exp(-dt * 
     B  batch              T  sequence (frames)     E  embed_dim
     D  hidden_size        N  state_size            K  conv_size
 
-Options (H3Config):
-    state_size   how many decays each state-space model has, each with a memory of every channel
-    conv_size    frames that the short convolution sees
-    dropout      in training, on both branches before they join the residual stream
-    embed_dim    width of one frame; the projection to hidden_size is left out where they are equal
-    hidden_size  width of the residual stream and of the output
-    num_layers   blocks, one after the other
-    window_size  frames that a host feeds at once; any number can be computed
-
 With edifice numerics the recurrence is ops.cumulative_scan, Edifice's own, which departs from the exact one the more,
 the longer the window and the larger the steps; with standard numerics it is exact at any length.
 
@@ -42,10 +33,7 @@ References:
 from __future__ import annotations
 
 import copy
-import dataclasses
 import math
-from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -53,7 +41,8 @@ from torch.nn import functional
 
 from . import ops
 from .backbone import Backbone
-from .config import Config, Numerics, Shapes, option, size_of
+from .config import Numerics
+from .h3_config import H3Config
 from .layers import CausalConv1d, FeedForward, LayerNorm, softplus
 from .state import State, input_free
 
@@ -81,43 +70,6 @@ EDIFICE_NAMES = {
     "final_norm": "final_norm",
 }
 """Edifice's layer (or parameter) of each module (or parameter); {} is the block, from 0 here and from 1 there."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class H3Config(Config):
-    """Options of H3, with the defaults of Edifice.SSM.H3.build/1."""
-
-    dropout: float = option(0.1, minimum=0, below=1, help="dropout rate in training; inference has none")
-    state_size: int = option(64, minimum=1, maximum=1024, help="states of each of the two state-space models")
-    conv_size: int = option(4, minimum=1, maximum=256, help="frames that the short convolution sees")
-
-    @property
-    def param_count(self) -> int:
-        """Edifice.SSM.H3.param_count/1: approximate, the matrices and little else."""
-        d, n = self.hidden_size, self.state_size
-        projection = self.embed_dim * d if self.embed_dim != d else 0
-        return projection + self.num_layers * (4 * d * n + 2 * d * d + 2 * d * 4 * d)
-
-    @classmethod
-    def recommended_defaults(cls) -> dict[str, Any]:
-        """Edifice.SSM.H3.recommended_defaults/0: the build defaults."""
-        return {
-            "hidden_size": 256,
-            "state_size": 64,
-            "conv_size": 4,
-            "num_layers": 4,
-            "window_size": 60,
-            "dropout": 0.1,
-        }
-
-    @classmethod
-    def told_by(cls, shapes: Shapes, given: Mapping[str, Any]) -> dict[str, Any]:
-        """See Config.told_by."""
-        return {
-            **super().told_by(shapes, given),
-            "state_size": size_of(shapes, "blocks.0.shift.b.weight", 0),
-            "conv_size": size_of(shapes, "blocks.0.conv.weight", 2),
-        }
 
 
 class Discretization(nn.Module):

@@ -20,7 +20,7 @@ __all__ = ["ARCHITECTURES", "Architecture", "get_architecture"]
 class Architecture:
     """One architecture: its name on the command line and where to find its parts.
 
-    The module of the same name holds `<class_name>`, `<class_name>Config` and `EDIFICE_NAMES`.
+    The module of the same name holds `<class_name>` and `EDIFICE_NAMES`; `<name>_config` holds `<class_name>Config`.
     """
 
     name: str
@@ -28,23 +28,23 @@ class Architecture:
     edifice_module: str
     summary: str
 
-    def _load(self, attribute: str) -> Any:
-        return getattr(importlib.import_module(f".{self.name}", __package__), attribute)
+    def _load(self, module: str, attribute: str) -> Any:
+        return getattr(importlib.import_module(f".{module}", __package__), attribute)
 
     @property
     def config_class(self) -> type[Config]:
-        """The dataclass of its options. Needs torch, which the architecture's file imports."""
-        return self._load(f"{self.class_name}Config")
+        """The dataclass of its options. Does not import torch."""
+        return self._load(f"{self.name}_config", f"{self.class_name}Config")
 
     @property
     def model_class(self) -> type[nn.Module]:
-        """The torch module, constructed from (config, numerics)."""
-        return self._load(self.class_name)
+        """The torch module, constructed from (config, numerics). Imports torch."""
+        return self._load(self.name, self.class_name)
 
     @property
     def edifice_names(self) -> Mapping[str, str]:
         """Edifice's name of every module or parameter."""
-        return self._load("EDIFICE_NAMES")
+        return self._load(self.name, "EDIFICE_NAMES")
 
 
 ARCHITECTURES: dict[str, Architecture] = {

@@ -28,8 +28,8 @@ from onnx import AttributeProto, FunctionProto, ModelProto, SparseTensorProto, T
 import edifice_export as ee
 from edifice_export import outline
 from edifice_export.defaults import TOLERANCE
+from edifice_export.errors import brief
 from edifice_export.outline import read_outline
-from edifice_export.runtime.providers import shortened
 
 WINDOW, STREAM, DATA, WEIGHTS = (
     "window/model.onnx",
@@ -478,9 +478,9 @@ def test_a_failure_on_test_data_is_told_in_our_words(capfd: Capture, bot: Path) 
 
 
 def test_what_others_say_is_passed_on_in_part() -> None:
-    assert shortened(RuntimeError("short\nand more")) == "short"
-    assert shortened(RuntimeError("x" * 10_000)) == "x" * 400 + "..."
-    assert shortened(RuntimeError("")) == "RuntimeError"
+    assert brief(RuntimeError("short\nand more")) == "short and more"
+    assert brief(RuntimeError("x" * 10_000)) == "x" * 150 + " ... " + "x" * 150
+    assert brief(RuntimeError("")) == "RuntimeError"
 
 
 @pytest.mark.parametrize("tolerance", [1e300, 2e-5])

@@ -82,16 +82,56 @@ def check_every_verb(python: str | Path, folder: Path, path: Path | None = None)
     diagnosed = command(python, "doctor", "--json", path=path)
     assert json.loads(diagnosed.stdout)["can_build"] is False
 
-    for arguments in (("build", "hymba"), ("build", "hymba", "--help")):
-        refused = command(python, *arguments, path=path)
-        assert refused.returncode == 2
-        assert refused.stderr.startswith("error: ")
-        assert refused.stderr.count("\n") == 1
-        assert "pip install torch" in refused.stderr
+    refused = command(python, "build", "hymba", path=path)
+    assert refused.returncode == 2
+    assert refused.stderr.startswith("error: ")
+    assert refused.stderr.count("\n") == 1
+    assert "pip install torch" in refused.stderr
+    assert "--state-size" in command(python, "build", "hymba", "--help", path=path).stdout
 
 
 def test_every_verb_without_torch(without_torch: Path, tmp_path: Path) -> None:
     check_every_verb(sys.executable, tmp_path, without_torch)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "--help",
+        "--version",
+        "list",
+        "build --help",
+        *(f"build {name} --help" for name in ARCHITECTURES),
+        f"inspect {SAMPLE} --explain",
+        f"run {SAMPLE} --input=x.npy --output=y.npy",
+        f"run {SAMPLE} --stream --input=x.npy --output=y.npy",
+        f"scaffold cpp {SAMPLE} --output=sample",
+    ],
+)
+def test_what_computes_no_reference_does_not_import_torch(arguments: str, tmp_path: Path) -> None:
+    """Nor does help import what only bundles need."""
+    np.save(tmp_path / "x.npy", np.ones((20, 8), np.float32))
+    code = f"""
+        import sys
+        from edifice_export.cli import main
+        try:
+            main({arguments.split()!r})
+        except SystemExit as ended:
+            assert not ended.code
+        print(*{{name.split(".")[0] for name in sys.modules}}, file=sys.stderr)
+    """
+    given = [sys.executable, "-c", textwrap.dedent(code)]
+    done = subprocess.run(given, capture_output=True, text=True, cwd=tmp_path, check=True)
+    heavy = {"torch", "onnxscript"}
+    if str(SAMPLE) not in arguments:
+        heavy |= {"numpy", "onnx", "onnxruntime"}
+    assert not heavy & set(done.stderr.split())
+
+
+def test_loading_does_not_import_torch() -> None:
+    code = f"import sys, edifice_export as ee; ee.load({str(SAMPLE)!r}).stream(); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
 
 
 def test_the_api_says_what_to_install(without_torch: Path) -> None:

@@ -17,9 +17,9 @@ import numpy as np
 
 from ..bundle import Bundle, open_bundle
 from ..defaults import TOLERANCE
-from ..errors import CheckError
+from ..errors import CheckError, brief
 from ..report import compare, describe_tolerance
-from ..runtime.providers import ORT_ERRORS, shortened
+from ..runtime.providers import ORT_ERRORS
 from ..torch_import import require_torch, torch_threads, why_no_torch
 from .contestants import Contestant, Subject, bundle_contestants, forward
 from .footprint import footprint
@@ -181,7 +181,7 @@ def _compare(
         outputs = [contestant.run() for contestant in contestants]
     except ORT_ERRORS as error:
         raise CheckError(
-            f"running {point.graph} on {list(frames.shape)} failed: {shortened(error)}; ask for a smaller batch or "
+            f"running {point.graph} on {list(frames.shape)} failed: {brief(error)}; ask for a smaller batch or "
             "length, or see what `edifice-export verify` says"
         ) from error
     if subject.reference is None:

@@ -6,8 +6,8 @@ import dataclasses
 import math
 import os
 from collections.abc import Sequence
-from typing import Any
 
+from ..arguments import whole_number
 from ..bundle import Bundle
 from ..errors import RequestError
 from ..export import BUILDS
@@ -70,7 +70,7 @@ def plan(
 
     def values(what: str, asked: Sequence[int] | None, default: Sequence[int], maximum: float = math.inf) -> list[int]:
         given = default[: 1 if slow else None] if asked is None else asked
-        return [_checked(what, value, maximum) for value in dict.fromkeys(given)]
+        return [whole_number(what, value, 1, maximum) for value in dict.fromkeys(given)]
 
     threads = values("threads", threads, (1, min(os.cpu_count() or 1, _MAX_THREADS)), MAX_THREADS)
     batch = values("batch", batch, _BATCHES)
@@ -106,14 +106,7 @@ def check_rounds(rounds: int | None) -> None:
         RequestError: says so.
     """
     if rounds is not None:
-        _checked("rounds", rounds, 1_000_000)
-
-
-def _checked(what: str, value: Any, maximum: float) -> int:
-    if type(value) is not int or not 1 <= value <= maximum:
-        upward = f"to {maximum}" if maximum < math.inf else "upward"
-        raise RequestError(f"{what} must be an integer from 1 {upward}, got {value!r}")
-    return value
+        whole_number("rounds", rounds, 1, 1_000_000)
 
 
 def _graphs(bundle: Bundle, graph: str, length: Sequence[int] | None, against: Sequence[str]) -> list[str]:

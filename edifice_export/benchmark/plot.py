@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..errors import RequestError
+from ..errors import RequestError, brief
 from ..files import check_output, replacing
 from .results import BenchReport, BenchResult
 
@@ -56,7 +56,8 @@ def new_figure(columns: int, rows: int) -> Figure:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise RequestError(
-            f"a plot needs matplotlib, which can't be imported here ({error}); install it with `pip install matplotlib`"
+            f"a plot needs matplotlib, which can't be imported here ({brief(error)}); install it with "
+            "`pip install matplotlib`"
         ) from error
     # No window, and no state that another figure of the program would share.
     return Figure(figsize=(5.5 * columns, 4.2 * rows), layout="constrained")

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from edifice_reference.config import NUMERICS, Shapes
 from edifice_reference.registry import ARCHITECTURES, Architecture
 
-from ..errors import RequestError
+from ..arguments import check_name
+from ..errors import RequestError, brief
 from . import edifice
 from .format_error import FormatError
 from .nx_checkpoint import fold_width, read_nx_checkpoint, spec_of
@@ -64,6 +65,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         RequestError: the file is missing, unreadable, damaged, of an unknown format, or says something that can't be
             used.
     """
+    check_name(path, "weights")
     try:
         if not path.exists():
             raise RequestError(f"weights {path}: there is no such file; check the path")
@@ -166,7 +168,7 @@ def _parse_options(text: str) -> dict[str, Any]:
     try:
         options = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise FormatError(f"its metadata `options` is not JSON: {error}") from error
+        raise FormatError(f"its metadata `options` is not JSON: {brief(error)}") from error
     if not isinstance(options, dict):
         raise FormatError(f"its metadata `options` is not a JSON object but a {type(options).__name__}")
     return _rename_options(fold_width(options))

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..errors import brief
 from .format_error import FormatError
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             metadata = dict(file.metadata() or {})
             tensors = {name: file.get_tensor(name) for name in file.keys() if name not in _RECORDED}  # noqa: SIM118
     except (SafetensorError, ValueError) as error:
-        raise FormatError(f"damaged, truncated or not safetensors ({error}); copy it again") from error
+        raise FormatError(f"damaged, truncated or not safetensors ({brief(error)}); copy it again") from error
     return _with_slashes(tensors), metadata
 
 

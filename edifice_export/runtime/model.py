@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import onnxruntime as ort
@@ -20,6 +21,8 @@ __all__ = ["Model", "load"]
 
 class Model:
     """A bundle's graphs on an execution provider. Calls from several threads at once are safe.
+
+    It can't be copied or pickled (RequestError): load the bundle in each process.
 
     Attributes:
         bundle: where they come from.
@@ -43,6 +46,12 @@ class Model:
         self.session = self.session_of("window" if self.has_window else "stream")
         self.placement = placement(self.session)
         self.passed_over = {short: reason for short in providers if (reason := why_not_usable(short)) is not None}
+
+    def __reduce__(self) -> NoReturn:
+        raise RequestError(
+            f"a Model can't be copied or pickled: its sessions live in this process; load {self.bundle.path} in each "
+            "process instead, and share one Model between threads"
+        )
 
     @property
     def providers(self) -> list[str]:

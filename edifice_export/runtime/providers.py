@@ -16,7 +16,8 @@ import numpy as np
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as _state
 
-from ..errors import CheckError, ExportError, RequestError
+from ..arguments import whole_number
+from ..errors import CheckError, ExportError, RequestError, brief
 from .version import refuse_old_runtime, why_too_old
 
 __all__ = [
@@ -29,7 +30,6 @@ __all__ = [
     "open_session",
     "placement",
     "short_name",
-    "shortened",
     "why_not_usable",
 ]
 
@@ -57,9 +57,6 @@ MAX_THREADS = 1024
 """More only cost memory: ONNX Runtime starts them all."""
 
 _FATAL = 4
-
-_MAX_WORDS = 400
-"""Letters of other people's messages that are passed on."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,7 +153,7 @@ def why_not_usable(short: str) -> str | None:
         session = _create_session(_probe_model(), [short], ort.SessionOptions())
         (sums,) = session.run(None, {"x": np.array([[[1, 2], [4, 3]]], np.float32)})
     except _PROBE_ERRORS as error:
-        return _missing_library(provider) or _missing_device(provider) or shortened(error)
+        return _missing_library(provider) or _missing_device(provider) or brief(error)
     if not placement(session).get(short):
         return "it takes no node of a graph of standard operators"
     if not np.allclose(sums.sum(-1), [[1, 2]], atol=1e-5):
@@ -188,8 +185,8 @@ def open_session(
     refuse_old_runtime()
     if not providers:
         raise RequestError("providers: the list is empty; name at least one, such as cpu")
-    if threads is not None and (type(threads) is not int or not 1 <= threads <= MAX_THREADS):
-        raise RequestError(f"threads must be an integer from 1 to {MAX_THREADS}, got {threads!r}")
+    if threads is not None:
+        threads = whole_number("threads", threads, 1, MAX_THREADS)
     if optimization not in OPTIMIZATION_LEVELS:
         raise RequestError(f"optimization must be one of {', '.join(OPTIMIZATION_LEVELS)}, got {optimization!r}")
     reasons = {short: why_not_usable(short) for short in providers}
@@ -262,7 +259,7 @@ def _create_session(model: Path | bytes, shorts: Sequence[str], options: ort.Ses
             session = ort.InferenceSession(source, options, providers=providers, enable_fallback=False)
     except ORT_ERRORS as error:
         shown = "a probe" if isinstance(model, bytes) else model
-        raise CheckError(f"ONNX Runtime can't open {shown}: {shortened(error)}; build it again") from error
+        raise CheckError(f"ONNX Runtime can't open {shown}: {brief(error)}; build it again") from error
     finally:
         ort.set_default_logger_severity(_DEFAULT_SEVERITY)
     absent = [provider.name for provider in wanted if provider.name not in session.get_providers()]
@@ -302,7 +299,7 @@ def _missing_library(provider: _Provider) -> str | None:
             try:
                 ctypes.CDLL(str(folder / library))
             except OSError as error:
-                return f"a library it needs can't be loaded: {shortened(error)}; install what {provider.package} needs"
+                return f"a library it needs can't be loaded: {brief(error)}; install what {provider.package} needs"
     return None
 
 
@@ -313,16 +310,9 @@ def _missing_device(provider: _Provider) -> str | None:
 def failed(given: str, error: Exception) -> CheckError:
     """The error for a run that ONNX Runtime gave up, given so many frames."""
     return CheckError(
-        f"ONNX Runtime failed on {given}: {shortened(error)}; give a smaller batch or fewer frames, or see what "
+        f"ONNX Runtime failed on {given}: {brief(error)}; give a smaller batch or fewer frames, or see what "
         "`edifice-export verify` says"
     )
-
-
-def shortened(error: BaseException) -> str:
-    """The first line of what ONNX Runtime or a loader says, which may go on for pages, and of that the beginning."""
-    text = str(error).strip() or type(error).__name__
-    line = text.splitlines()[0]
-    return line if len(line) <= _MAX_WORDS else f"{line[:_MAX_WORDS]}..."
 
 
 def _probe_model() -> bytes:

@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -17,14 +17,18 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from ..errors import RequestError
+from ..arguments import whole_number
+from ..errors import RequestError, brief
 from ..files import check_output, replacing
 from .arrays import MAX_MAGNITUDE, first_beyond, why_beyond
 from .csv_recording import CsvLines, unpack_csv
 
-__all__ = ["Recording", "iter_windows", "open_output", "open_recording", "window_starts"]
+__all__ = ["Recording", "check_room", "iter_windows", "open_output", "open_recording", "window_starts"]
 
 Frames = NDArray[np.float32]
+
+_EXPANDED, _EXPANSION = 2**28, 100
+"""Bytes that a .npz may unpack to whatever its size, and how many times its size besides: recordings compress less."""
 
 _HEAD = 1 << 14  # bytes; any header numpy accepts is shorter
 
@@ -44,7 +48,9 @@ class Recording(NamedTuple):
 
 
 @contextmanager
-def open_recording(path: Path, width: int, name: str = "state_sequence") -> Iterator[Recording]:
+def open_recording(
+    path: Path, width: int, name: str = "state_sequence", admit: Callable[[tuple[int, ...]], None] | None = None
+) -> Iterator[Recording]:
     """Opens a .npy, .npz or .csv file of float32 [frames, width] or [batch, frames, width], in bounded memory.
 
     A .npz member or a .csv is first unpacked to a temporary file, which is gone when the context ends.
@@ -53,6 +59,7 @@ def open_recording(path: Path, width: int, name: str = "state_sequence") -> Iter
         path: the file; its extension says its format.
         width: channels a frame must have.
         name: which array of a .npz to take where it holds several.
+        admit: called with the shape that a header states, before anything is unpacked; may refuse it.
 
     Raises:
         RequestError: the file is missing, unreadable, damaged or not such an array.
@@ -60,7 +67,7 @@ def open_recording(path: Path, width: int, name: str = "state_sequence") -> Iter
     with ExitStack() as stack:
         with _refusing(f"can't read {path}", "check the file, or save it again"):
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="edifice-export-"))
-            frames, lines = _map(path, width, name, Path(folder, "unpacked"))
+            frames, lines = _map(path, width, name, Path(folder, "unpacked"), admit or (lambda _: None))
         yield Recording(frames if frames.ndim == 3 else frames[None], frames.ndim == 3, lines)
 
 
@@ -75,8 +82,7 @@ def window_starts(frames: int, window: int, stride: int) -> range:
     Raises:
         RequestError: stride is below 1.
     """
-    if stride < 1:
-        raise RequestError(f"windows {stride} frames apart were asked for; a stride is 1 or more")
+    stride = whole_number("stride", stride, 1)
     return range(0, max(frames - window, 0) + 1, stride)
 
 
@@ -128,8 +134,7 @@ def open_output(path: Path, shape: tuple[int, ...]) -> Iterator[Frames]:
     with ExitStack() as stack:
         with _refusing(*refusing):
             check_output(path)
-            if size > (free := shutil.disk_usage(path.parent).free):
-                raise RequestError(f"{path} takes {size} bytes; {free} are free on its disk; make room or name another")
+            check_room(path, shape)
             unfinished = stack.enter_context(replacing(path))
             output = npy.open_memmap(unfinished, mode="w+", dtype=np.float32, shape=shape)
             if hasattr(os, "posix_fallocate"):  # a write without blocks on a full disk is SIGBUS
@@ -141,6 +146,18 @@ def open_output(path: Path, shape: tuple[int, ...]) -> Iterator[Frames]:
             stack.close()
 
 
+def check_room(path: Path, shape: tuple[int, ...]) -> None:
+    """Refuses an output of float32 for which its disk has no room.
+
+    Raises:
+        RequestError: says how much it takes.
+    """
+    size = math.prod(shape) * 4
+    with _refusing(f"can't write {size} bytes to {path}", "make room or name another place"):
+        if size > (free := shutil.disk_usage(path.parent).free):
+            raise RequestError(f"{path} takes {size} bytes; {free} are free on its disk; make room or name another")
+
+
 @contextmanager
 def _refusing(what: str, remedy: str) -> Iterator[None]:
     """Makes whatever goes wrong a one-line RequestError."""
@@ -149,11 +166,12 @@ def _refusing(what: str, remedy: str) -> Iterator[None]:
     except RequestError:
         raise
     except Exception as error:  # numpy's header parser, zipfile and zlib raise a dozen types on damaged files
-        detail = " ".join(f"{type(error).__name__}: {error}".split())
-        raise RequestError(f"{what} ({detail}); {remedy}") from error
+        raise RequestError(f"{what} ({type(error).__name__}: {brief(error)}); {remedy}") from error
 
 
-def _map(path: Path, width: int, name: str, unpacked: Path) -> tuple[Frames, CsvLines | None]:
+def _map(
+    path: Path, width: int, name: str, unpacked: Path, admit: Callable[[tuple[int, ...]], None]
+) -> tuple[Frames, CsvLines | None]:
     """A checked memory map, [frames, width] or [batch, frames, width], of the file or of what it unpacks to."""
     if not path.is_file():
         found = "is a folder or a device" if path.exists() else "does not exist"
@@ -162,9 +180,9 @@ def _map(path: Path, width: int, name: str, unpacked: Path) -> tuple[Frames, Csv
         raise RequestError(f"the recording {path} is an empty file; save it again")
     match path.suffix.lower():
         case ".npy":
-            return _map_npy(path, width), None
+            return _map_npy(path, width, admit), None
         case ".npz":
-            return _map_npz(path, width, name, unpacked), None
+            return _map_npz(path, width, name, unpacked, admit), None
         case ".csv":
             lines = unpack_csv(path, width, unpacked)
             return np.memmap(unpacked, dtype=np.float32, mode="r").reshape(-1, width), lines
@@ -172,23 +190,28 @@ def _map(path: Path, width: int, name: str, unpacked: Path) -> tuple[Frames, Csv
             raise RequestError(f"a recording is .npy, .npz or .csv; {path} has the extension {other!r}; convert it")
 
 
-def _map_npy(path: Path, width: int) -> Frames:
+def _map_npy(path: Path, width: int, admit: Callable[[tuple[int, ...]], None]) -> Frames:
     with path.open("rb") as stream:
-        _check_header(stream.read(_HEAD), path.stat().st_size, width, str(path))
+        admit(_check_header(stream.read(_HEAD), path.stat().st_size, width, str(path)))
     return npy.open_memmap(path, mode="r")
 
 
-def _map_npz(path: Path, width: int, name: str, unpacked: Path) -> Frames:
+def _map_npz(path: Path, width: int, name: str, unpacked: Path, admit: Callable[[tuple[int, ...]], None]) -> Frames:
     with zipfile.ZipFile(path) as archive:
         member = _choose(archive, path, name)
         with archive.open(member) as source, unpacked.open("wb") as copy:
             head = source.read(_HEAD)
-            _check_header(head, member.file_size, width, f"{member.filename!r} in {path}")
+            admit(_check_header(head, member.file_size, width, f"{member.filename!r} in {path}"))
+            if member.file_size > _EXPANDED + _EXPANSION * path.stat().st_size:
+                raise RequestError(
+                    f"{path} unpacks to {member.file_size} bytes from {path.stat().st_size}, more than {_EXPANSION} "
+                    "times its size; save it uncompressed, with np.savez, if it is a recording"
+                )
             if member.file_size > (free := shutil.disk_usage(unpacked.parent).free):
                 raise RequestError(f"{path} unpacks to {member.file_size} bytes; TMPDIR has {free}; set a roomier one")
             copy.write(head)
             shutil.copyfileobj(source, copy)
-    return _map_npy(unpacked, width)
+    return _map_npy(unpacked, width, admit)
 
 
 def _choose(archive: zipfile.ZipFile, path: Path, name: str) -> zipfile.ZipInfo:
@@ -204,8 +227,8 @@ def _choose(archive: zipfile.ZipFile, path: Path, name: str) -> zipfile.ZipInfo:
     return chosen[0]
 
 
-def _check_header(head: bytes, size: int, width: int, source: str) -> None:
-    """Refuses a .npy by its first bytes and its size, before anything is unpacked or mapped."""
+def _check_header(head: bytes, size: int, width: int, source: str) -> tuple[int, ...]:
+    """The shape of a .npy; refuses one by its first bytes and its size, before anything is unpacked or mapped."""
     stream = io.BytesIO(head)
     read = npy.read_array_header_1_0 if npy.read_magic(stream) == (1, 0) else npy.read_array_header_2_0
     shape, _, dtype = read(stream)
@@ -218,3 +241,4 @@ def _check_header(head: bytes, size: int, width: int, source: str) -> None:
         raise RequestError(f"{source} must have a frame or more; {found}; record some")
     if stream.tell() + math.prod(shape) * dtype.itemsize != size:
         raise RequestError(f"{source} is damaged or truncated: {found}, which {size} bytes don't match; save it again")
+    return tuple(shape)

@@ -7,6 +7,7 @@ are where the provider computes, and stay there.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,9 +16,11 @@ from typing import Any, NoReturn
 import numpy as np
 import onnxruntime as ort
 
+from ..arguments import whole_number
 from ..bundle import Bundle
 from ..errors import RequestError
 from ..files import is_within
+from ..memory import physical_memory
 from ..specification import StateSpec, TensorSpec
 from .arrays import check_array, check_output
 from .providers import ORT_ERRORS, device_of, failed, placement, short_name
@@ -53,11 +56,10 @@ class Stream:
     def __init__(
         self, bundle: Bundle, step: ort.InferenceSession, prefill: ort.InferenceSession, batch: int, history: int
     ) -> None:
-        if type(batch) is not int or batch < 1:
-            raise RequestError(f"batch must be an integer from 1, got {batch!r}")
-        if type(history) is not int or not 0 <= history <= MAX_HISTORY:
-            raise RequestError(f"history must be an integer from 0 to {MAX_HISTORY}, got {history!r}")
+        batch = whole_number("batch", batch, 1)
+        history = whole_number("history", history, 0, MAX_HISTORY)
         graph = bundle.manifest.graphs["stream"]
+        _check_memory(bundle, batch)
         self.bundle, self.batch, self.history = bundle, batch, history
         self.frame, self.output = graph.inputs[0], graph.outputs[0]
         self._sequence = bundle.manifest.graphs["prefill"].inputs[0]
@@ -195,8 +197,7 @@ class Stream:
         Raises:
             RequestError: more frames than the history holds.
         """
-        if type(frames) is not int or frames < 0:
-            raise RequestError(f"rewind takes a number of frames from 0, got {frames!r}")
+        frames = whole_number("frames to rewind", frames, 0)
         if frames > self.rewindable:
             raise RequestError(
                 f"rewind {frames} frames: the history holds {self.rewindable}, of at most {self.history}; "
@@ -335,6 +336,19 @@ class _State:
 
     def __reduce__(self) -> NoReturn:
         _refuse_copy(self)
+
+
+def _check_memory(bundle: Bundle, batch: int) -> None:
+    """Refuses more streams than memory holds: two states, the initial one and the next, frames and outputs."""
+    graph, manifest = bundle.manifest.graphs["stream"], bundle.manifest
+    frame = sum(int(spec.shape[1]) for spec in (graph.inputs[0], graph.outputs[0]))
+    state = sum(math.prod(sizes_of(spec, 1)) * np.dtype(spec.dtype).itemsize for spec in manifest.states)
+    needed, memory = batch * (2 * state + 4 * frame), physical_memory()
+    if memory is not None and needed > memory:
+        raise RequestError(
+            f"batch {batch}: as many streams take {needed / 2**30:,.0f} GiB of memory for their states and this "
+            f"machine has {memory / 2**30:,.0f}; open fewer"
+        )
 
 
 def _refuse_copy(what: object) -> NoReturn:
