@@ -113,7 +113,7 @@ def bot(folder: Path, any_bundle: ee.Bundle) -> Path:
         ("{run} --input=flat.npy", r"flat.npy must be \[frames, 6\].*\[6\]"),
         ("{run} --input=deep.npy", r"deep.npy must be \[frames, 6\].*\[1, 1, 9, 6\]"),
         ("{run} --input=double.npy", "double.npy must be native float32; it is float64"),
-        ("{run} --input=nan.npy", r"finite.*\[0, 8, 0\].*nan"),
+        ("{run} --input=nan.npy", r"\[0, 8, 0\] it is nan; give finite"),
         ("{run} --output=no/y.npy", "no/y.npy.*No such file or directory"),
         ("{run} --output=y.csv", r"y.csv has the extension '\.csv'"),
         ("{run} --output=bot", "bot"),

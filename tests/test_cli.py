@@ -279,6 +279,7 @@ def test_run_reports_as_json(capfd: Capture, tmp_path: Path, bundle: ee.Bundle) 
         "window": 7,
         "stride": 5,
         "unused_frames": 3,
+        "lines": None,
     }
 
 

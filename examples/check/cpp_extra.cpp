@@ -230,7 +230,7 @@ int magnitudes(const std::filesystem::path& folder) {
     }
     const bool same = stream.rewindable() == 1 && stream.step(frame(0.25f)) == plain.step(frame(0.25f));
     stream.step(frame(edifice::kMaxMagnitude));
-    const std::string letters = " gr\xc3\xb6\xc3\x9fer \xe4\xb8\x80";
+    const std::string letters = " gr\xc3\xb6\xc3\x9f \xe4\xb8\x80";
     const std::string shown = edifice::printable("a\x1b[2J\x7f\n\xc2\x9b\xe2\x80\xae\xff" + letters);
     const bool plain_text = shown == "a\\x1b[2J\\x7f \\x9b\\u{202e}\\xff" + letters;
     std::printf("%d of 24 frames and windows that are too large are refused\n", refused);

@@ -528,7 +528,7 @@ inline void check_numbers(const std::string& name, const float* numbers, std::si
 }
 
 /// Refuses an output that is not finite.
-inline void check_output(const std::string& name, const std::vector<float>& output, const std::string& consequence) {
+inline void check_output(const std::string& name, const std::vector<float>& output, const char* consequence) {
     for (const float number : output) {
         if (std::isfinite(number)) continue;
         throw CheckError(name + " is not finite: float32 overflows in this model on these frames" + consequence +
