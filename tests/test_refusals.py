@@ -1,4 +1,4 @@
-"""What ends in one clear error, and not in a library's: terminals, names, numbers, copies, files that claim too much."""
+"""What ends in one clear error, and not in a library's: terminals, names, numbers, copies, files that claim much."""
 
 from __future__ import annotations
 
@@ -174,7 +174,6 @@ def test_integers_of_numpy_are_integers(any_bundle: ee.Bundle, kind: Any) -> Non
     stream.rewind(kind(1))
     assert ee.inspect_model(any_bundle.path / "window/model.onnx", {"batch": kind(2), "sequence": kind(3)}).flops
     assert plan(any_bundle, "window", [kind(1)], [kind(2)], [kind(3)], [])[0].batch == 2
-    assert ee.build.__kwdefaults__["seed"] == 0
 
 
 @pytest.mark.parametrize("value", [True, np.True_, 1.0, np.float64(1), "1", None, [1]])

@@ -95,7 +95,8 @@ class Model:
             (output,) = self.session.run([self.output.name], {self.input.name: feed})
         except ORT_ERRORS as error:
             raise CheckError(
-                f"ONNX Runtime failed on {self.input.name} {list(feed.shape)} with {', '.join(self.providers)}: {brief(error)}"
+                f"ONNX Runtime failed on {self.input.name} {list(feed.shape)} with {', '.join(self.providers)}: "
+                f"{brief(error)}"
             ) from error
         result: np.ndarray = output if batched else output[0]
         return result

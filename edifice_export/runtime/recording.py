@@ -195,8 +195,8 @@ def _map_npz(path: Path, width: int, name: str, unpacked: Path, admit: Callable[
             admit(_check_header(head, member.file_size, width, f"{member.filename!r} in {path}"))
             if member.file_size > _EXPANDED + _EXPANSION * path.stat().st_size:
                 raise RequestError(
-                    f"{path} unpacks to {member.file_size} bytes from {path.stat().st_size}, more than {_EXPANSION} times "
-                    "its size; save it uncompressed, with np.savez, if it is a recording"
+                    f"{path} unpacks to {member.file_size} bytes from {path.stat().st_size}, more than {_EXPANSION} "
+                    "times its size; save it uncompressed, with np.savez, if it is a recording"
                 )
             if member.file_size > (free := shutil.disk_usage(unpacked.parent).free):
                 raise RequestError(f"{path} unpacks to {member.file_size} bytes; TMPDIR has {free}; set a roomier one")

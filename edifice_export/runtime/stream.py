@@ -380,8 +380,8 @@ def _check_memory(bundle: Bundle, batch: int) -> None:
     needed, memory = batch * (2 * state + 4 * frame), physical_memory()
     if memory is not None and needed > memory:
         raise RequestError(
-            f"batch {batch}: as many streams take {needed / 2**30:,.0f} GiB of memory for their states and this machine "
-            f"has {memory / 2**30:,.0f}; open fewer"
+            f"batch {batch}: as many streams take {needed / 2**30:,.0f} GiB of memory for their states and this "
+            f"machine has {memory / 2**30:,.0f}; open fewer"
         )
 
 
