@@ -50,5 +50,6 @@ def check_name(path: Path, what: str) -> None:
         str(path).encode()
     except UnicodeEncodeError as error:
         raise RequestError(
-            f"{what} {path}: is not UTF-8, and the libraries that open it take no such name; rename it"
+            f"{what} {path}: is not UTF-8 in this locale, and the libraries that open it take no such name; rename it, "
+            "or set a UTF-8 locale, such as LC_ALL=C.UTF-8"
         ) from error

@@ -194,7 +194,7 @@ def test_wrong_histories_are_refused_by_name_and_leave_the_stream_as_it_was(
 @pytest.mark.parametrize(
     "settings",
     [
-        *({"batch": value} for value in (0, -1, 1.5, True, "2", None, np.int64(2))),
+        *({"batch": value} for value in (0, -1, 1.5, True, np.True_, "2", None, np.float32(2))),
         *({"history": value} for value in (-1, 100_001, 1.5, True, None)),
     ],
 )
