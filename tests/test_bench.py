@@ -26,8 +26,10 @@ from edifice_export.benchmark.contestants import Subject
 from edifice_export.benchmark.footprint import footprint
 from edifice_export.benchmark.plan import Point, plan
 from edifice_export.benchmark.products import products
+from edifice_export.body_names import op_of
 from edifice_export.functions import LOWERINGS
 from edifice_export.reference_model import reference_of
+from edifice_export.specification import TensorSpec
 from edifice_export.trace import export_program
 from edifice_reference.ops.op import plain_definitions
 
@@ -310,6 +312,7 @@ def test_what_is_not_there(capfd: Capture, bundle: ee.Bundle, tmp_path: Path, mo
 def test_plain_definitions_are_put_back(any_bundle: ee.Bundle) -> None:
     subject = Subject(any_bundle, ["cpu"])
     spec = any_bundle.manifest.graphs["window"].inputs[0]
+    spec = TensorSpec(spec.name, spec.dtype, (1, any_bundle.manifest.window_size, spec.shape[-1]))
 
     def has_ops() -> bool:
         return any("edifice" in str(node.target) for node in export_program(subject.reference, [spec]).graph.nodes)
@@ -327,7 +330,7 @@ def test_shares_of_a_window(any_bundle: ee.Bundle, monkeypatch: pytest.MonkeyPat
     assert tuple(shares.shares(path, 3, 2)) == shares.KINDS
     functions = onnx.load(path, load_external_data=False).functions
     ops = shares._ops_of_functions(functions)
-    assert ops.keys() == {function.name for function in functions}
+    assert ops.keys() == {op_of(function.name) for function in functions}
     assert set(ops.values()) <= {op.op_type for op in LOWERINGS.values()}
     outer, inner, after = ({"ts": start, "dur": length} for start, length in ((0, 10), (3, 7), (10, 5)))
     assert list(shares._outermost([inner, after, outer])) == [(outer, 1), (after, 0)]

@@ -15,6 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lowered import nodes, only
+from op_cases import CASES
 from torch import Tensor
 
 from edifice_export.functions import LOWERINGS
@@ -68,7 +69,7 @@ class Graph:
 
 def graph_of(body: str, kernel: Tensor, opset: int = 20) -> Graph:
     """One convolution by this body."""
-    with only("fft_conv", body):
+    with only(CASES["fft_conv"], body):
         return Graph(link(model_of([kernel], opset)))
 
 

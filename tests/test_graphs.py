@@ -252,7 +252,7 @@ def test_an_op_without_a_body_is_refused() -> None:
     model = trace(FramesAndSequences(), inputs, [TensorSpec("y", "float32", ("batch", 4))], 20)
     (first, second) = [node for node in model.graph if node.domain == "edifice"]
     first.op_type = second.op_type = "NoSuchScan"
-    with pytest.raises(CheckError, match="NoSuchScan has no function body; there are: CausalAttention"):
+    with pytest.raises(CheckError, match="NoSuchScan has no function body; there are: edifice::CausalAttention"):
         link(model)
     first.op_type = second.op_type = "DiagonalScan"
     with pytest.raises(CheckError, match="DiagonalScan has no body for 3 inputs"):
