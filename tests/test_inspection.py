@@ -321,7 +321,8 @@ def test_text_that_is_no_text_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("sizes", [{"batches": 4}, {"batch": 0}, {"batch": -1}, {"batch": 10**30}])
 def test_sizes_are_checked(tmp_path: Path, sizes: dict[str, int]) -> None:
     (name, size) = next(iter(sizes.items()))
-    with pytest.raises(RequestError, match=f"size {name}={size}: the inputs' symbols are: batch;|{name} must be .*, got {size}"):
+    message = f"size {name}={size}: the inputs' symbols are: batch;|{name} must be .*, got {size}"
+    with pytest.raises(RequestError, match=message):
         inspect_model(save(tmp_path, LINEAR), sizes)
 
 

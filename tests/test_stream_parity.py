@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+import re
 import shutil
 import threading
 from collections.abc import Callable, Sequence
@@ -237,7 +238,7 @@ def test_a_ring_that_is_wrong_only_after_it_wraps_is_found(bundle: ee.Bundle, tm
     assert min(case.length for case in failed) == WINDOW + 1
     assert report.departure is not None
     assert report.departure.node == "blocks.0.attention/sliding_attention"
-    assert report.departure.op_type == "edifice::SlidingAttention_frame_6to3"
+    assert re.fullmatch(r"edifice::SlidingAttention_frame_[68]to3", report.departure.op_type)
     assert "the first node that departs is blocks.0.attention/sliding_attention" in report.summary()
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -64,13 +63,18 @@ def of_reader(bundle: Bundle, provider: str) -> Pairs:
     return pairs
 
 
-def outcome(compute: Callable[[], Pairs]) -> tuple[str, Any]:
-    """What came of it: right or wrong with its error, or the first line of what was said."""
+def outcome(graph: dict[str, Any], provider: str) -> tuple[str, Any]:
+    """What came of a graph: right or wrong with its error, or the first line of what was said."""
+    bundle, model = open_bundle(graph["bundle"]), graph["model"]
     try:
-        error = max(_error(found, wanted) for found, wanted in compute())
-    except (ExportError, *ORT_ERRORS) as refusal:
+        pairs = of_graph(bundle, graph["graph"], Path(model), provider) if model else of_reader(bundle, provider)
+    except _REFUSALS as refusal:
         return "refused", str(refusal).strip().splitlines()[0]
+    error = max(_error(found, wanted) for found, wanted in pairs)
     return "right" if error <= LIMIT else "wrong", error
+
+
+_REFUSALS: tuple[type[Exception], ...] = (ExportError, *ORT_ERRORS)
 
 
 def _error(found: np.ndarray, wanted: np.ndarray) -> float:
@@ -84,15 +88,7 @@ def main(graphs: str, provider: str) -> None:
     ort.set_default_logger_severity(4)
     print(json.dumps(ort.__version__), flush=True)
     for each in json.loads(Path(graphs).read_text(encoding="utf-8")):
-        bundle = open_bundle(each["bundle"])
-        if each["model"] is None:
-            found = outcome(lambda bundle=bundle: of_reader(bundle, provider))
-        else:
-            model = Path(each["model"])
-            found = outcome(
-                lambda bundle=bundle, each=each, model=model: of_graph(bundle, each["graph"], model, provider)
-            )
-        print(json.dumps([each["name"], *found]), flush=True)
+        print(json.dumps([each["name"], *outcome(each, provider)]), flush=True)
 
 
 if __name__ == "__main__":

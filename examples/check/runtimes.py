@@ -124,7 +124,7 @@ def _is_reader(name: str) -> bool:
 
 def build(folder: Path) -> list[Graph]:
     """Bundles, and window graphs that are linked otherwise, in a folder."""
-    graphs = []
+    graphs: list[Graph] = []
     for name in ARCHITECTURES:
         graphs += _of_bundle(name, ee.build(name, output=folder / name, **SIZES))
     seen = _bodies(Path(each.model) for each in graphs if each.model is not None)
@@ -188,7 +188,7 @@ def run_python(package: str, version: str, provider: str, graphs: Sequence[Graph
         while waiting := [each for each in graphs if each.name not in found]:
             listed = Path(folder, "graphs.json")
             listed.write_text(json.dumps([dataclasses.asdict(each) for each in waiting]), encoding="utf-8")
-            program = [sys.executable, "-m", "examples.check.on_runtime", listed, provider]
+            program: list[str | Path] = [sys.executable, "-m", "examples.check.on_runtime", listed, provider]
             done = run(program, ROOT, environment)
             first, *lines = map(json.loads, done.stdout.splitlines() or ["null"])
             if first != version:
