@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from .bundle import Bundle
 from .freeze import freeze
@@ -17,25 +19,28 @@ from .overflow import overflows
 from .reference_model import reference_of
 from .report import ROUNDING_FACTOR, Case, Given, Trial
 
-__all__ = ["float32_error", "outputs_of", "with_rounding"]
+__all__ = ["Rounding", "float32_error", "outputs_of", "with_rounding"]
 
 SAMPLES, MOST_SAMPLES = 64, 256
-"""Random changes by rounding that the largest error is taken of; the most of them, where that is near what would do."""
+"""Random roundings that the largest error is taken of; the most of them, where that is near what would do."""
 
 _AT_ONCE = 16
 _MAX_PAIRS = 2**20
-"""Changes of the input that are computed at once with one of the parameters; the most pairs of frames, for memory."""
+"""Samples that are computed at once, in one batch; the most pairs of frames in it, for memory."""
+
+_HALF_UNIT = 2.0**-24
+"""What rounding to float32 changes a number by at most, relative to it."""
 
 Outputs = dict[str, Tensor]
 
 
 def with_rounding(failed: Sequence[Trial], bundle: Bundle) -> list[Trial]:
-    """The cases with float32's own error: the largest that torch's float32 model makes there.
+    """The cases with float32's own error: the largest that a float32 computation of the reference makes there.
 
-    Of the case itself, and of neighbours: the same with every number of its input, its state and the parameters changed
-    at random by up to one unit of rounding. Where two float32 computations are compared, it is the largest difference
-    between any two of these errors. What products of sums that cancel amplify, as in H3 with large steps, or a norm of
-    two channels that are nearly alike, no float32 graph computes better; a right one is about as near as torch.
+    Of torch's float32 model as it is, and of samples of what others make that are as right: the same with every number
+    that an operation reads changed at random by up to half a unit of float32's rounding. Where two computations are
+    compared with each other, it is the largest difference between any two of them. No float32 graph computes better
+    what products of sums that cancel amplify, as in H3 with large steps, or a norm of two channels nearly alike.
 
     Args:
         failed: cases beyond their limit.
@@ -58,10 +63,32 @@ def with_rounding(failed: Sequence[Trial], bundle: Bundle) -> list[Trial]:
 
 
 def float32_error(model: nn.Module, trial: Trial) -> float:
-    """The error of torch's float32 model on a case itself."""
+    """The error of torch's float32 model on a case, as it is."""
     case, given = trial
-    found = _Extremes(_errors(model, case.graph, given, *_nearby(given, 1, None)))
+    found = _Extremes(_Float32(model, case.graph, given).errors(None))
     return max(found.own_error(name, given) for name in given.outputs or ("output",))
+
+
+class Rounding(TorchDispatchMode):
+    """Within it, every float32 number that an operation reads is changed at random, as if it had been rounded anew."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Calls an operation; one that only moves numbers gets them as they are."""
+        if not (func.is_view or func._schema.is_mutable or func.overloadpacket.__name__ in _MOVES):
+            args = pytree.tree_map_only(Tensor, self._changed, args)
+        return func(*args, **(kwargs or {}))
+
+    def _changed(self, value: Tensor) -> Tensor:
+        if value.dtype != torch.float32:
+            return value
+        return value * (1 + _HALF_UNIT * (2 * torch.rand(value.shape, generator=self._generator) - 1))
+
+
+_MOVES = ("cat", "clone", "constant_pad_nd", "flip", "index", "index_select", "repeat", "stack", "where", "_to_copy")
 
 
 def outputs_of(model: Any, graph: str, given: Given, frames: Tensor, state: Outputs | None) -> Outputs:
@@ -118,7 +145,8 @@ class _Extremes:
 def _judged(model: Any, group: Sequence[Trial]) -> list[Trial]:
     """Samples until all cases are within what float32 does, or it is clear that they are not."""
     case, given = max(group, key=lambda trial: trial[0].length)
-    found, count = _Extremes(_errors(model, case.graph, given, *_nearby(given, 1, None))), 0
+    float32 = _Float32(model, case.graph, given)
+    found, count = _Extremes(float32.errors(None)), 0
     while True:
         judged = [_with_own_error(trial, found) for trial in group]
         near = [case for case, _ in judged if not case.passed]
@@ -126,7 +154,7 @@ def _judged(model: Any, group: Sequence[Trial]) -> list[Trial]:
             near = [case for case in near if case.max_abs <= ROUNDING_FACTOR * case.allowed]
         if not near or count >= MOST_SAMPLES:
             return judged
-        errors = _neighbours(model, case, given, count)
+        errors = float32.errors(count)
         found.add(errors)
         count += len(errors["output"])
 
@@ -142,47 +170,42 @@ def _with_own_error(trial: Trial, found: _Extremes) -> Trial:
     return max(cases, key=lambda each: each.severity), given
 
 
-def _neighbours(model: nn.Module, case: Case, given: Given, seed: int) -> Outputs:
-    """Errors of torch's float32 model [K, B, T, ...] on K changes of what was given, and one of the parameters."""
-    generator = torch.Generator().manual_seed(seed)
-    batch, length = given.frames.shape[:2]
-    count = max(1, min(_AT_ONCE, _MAX_PAIRS // (batch * length**2)))
-    # Parameters too: of a tiny input nothing may be left after the first bias.
-    other = copy.deepcopy(model)
-    with torch.no_grad():
-        for parameter in other.parameters():
-            parameter.copy_(_rounded(parameter, generator))
-    return _errors(other, case.graph, given, *_nearby(given, count, generator))
+class _Float32:
+    """Torch's float32 model on what was given, beside the float64 one.
 
+    What depends on no input is finished and rounded once, as in a graph.
+    """
 
-def _nearby(given: Given, count: int, generator: torch.Generator | None) -> tuple[Tensor, Outputs | None]:
-    """So many copies of what was given in one batch, each changed by rounding if there is a generator."""
-
-    def several(array: Any) -> Tensor:
-        value = torch.tensor(array).repeat(count, *[1] * (array.ndim - 1))
-        return _rounded(value, generator) if generator is not None and value.is_floating_point() else value
-
-    state = given.state
-    return several(given.frames), state and {name: several(value) for name, value in state.items()}
-
-
-def _rounded(value: Tensor, generator: torch.Generator) -> Tensor:
-    return value * (1 + torch.finfo(torch.float32).eps * (2 * torch.rand(value.shape, generator=generator) - 1))
-
-
-def _errors(model: nn.Module, graph: str, given: Given, frames: Tensor, state: Outputs | None) -> Outputs:
-    """Float32 less float64, of the same numbers. What depends on no input is rounded once in float32, as in a graph."""
-
-    def double(value: Tensor) -> Tensor:
-        return value.double() if value.is_floating_point() else value
-
-    with torch.no_grad():
-        found = outputs_of(freeze(model), graph, given, frames, state)
+    def __init__(self, model: nn.Module, graph: str, given: Given) -> None:
+        self._model, self._graph, self._given = freeze(model), graph, given
         exact = copy.deepcopy(model).double()
-        wanted = outputs_of(exact, graph, given, frames.double(), state and {k: double(v) for k, v in state.items()})
-    shape = -1, given.frames.shape[0]
-    # What is not finite excuses nothing.
-    return {
-        name: torch.nan_to_num(value.double() - wanted[name], 0, 0, 0).unflatten(0, shape)
-        for name, value in found.items()
-    }
+        self._exact = self._outputs(exact, 1, torch.float64)
+
+    def errors(self, seed: int | None) -> Outputs:
+        """Errors [K, B, T, ...] of K random samples; without a seed, of the model as it is."""
+        if seed is None:
+            found = self._outputs(self._model, 1, torch.float32)
+        else:
+            batch, length = self._given.frames.shape[:2]
+            with Rounding(seed):
+                count = max(1, min(_AT_ONCE, _MAX_PAIRS // (batch * length**2)))
+                found = self._outputs(self._model, count, torch.float32)
+        # What is not finite excuses nothing.
+        return {
+            name: torch.nan_to_num(
+                value.double().unflatten(0, (-1, len(self._given.frames))) - self._exact[name], 0, 0, 0
+            )
+            for name, value in found.items()
+        }
+
+    def _outputs(self, model: nn.Module, count: int, dtype: torch.dtype) -> Outputs:
+        """What a model gives for so many copies, one after the other in the batch."""
+
+        def several(array: Any) -> Tensor:
+            value = torch.tensor(array).repeat(count, *[1] * (array.ndim - 1))
+            return value.to(dtype) if value.is_floating_point() else value
+
+        frames, state = self._given.frames, self._given.state
+        before = state and {name: several(value) for name, value in state.items()}
+        with torch.no_grad():
+            return outputs_of(model, self._graph, self._given, several(frames), before)

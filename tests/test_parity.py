@@ -352,17 +352,23 @@ def test_what_is_wrong_by_more_than_twice_float32s_own_error_is_refused_where_ro
     models, model = {"cpu": ee.load(amplifying, threads=1)}, reference_of(amplifying)
     jobs = window_parity.run_window(amplifying, models, copy.deepcopy(model).double(), False, 1e-5)
     worst = max((trial for job in jobs for trial in job if not trial[0].passed), key=lambda trial: trial[0].severity)
-    ((case, given),) = with_rounding([worst], amplifying)
+    case, given = worst
     own = own_error(model, given.frames)
     assert own > case.limit
-    assert own == pytest.approx(case.rounding, rel=0.3)
+    # As far off as this, all samples are taken.
+    ((case, _),) = with_rounding([(dataclasses.replace(case, max_abs=3 * own), given)], amplifying)
+    assert case.rounding is not None
+    assert 0.5 < own / case.rounding < 2
+    with torch.no_grad():
+        expected = copy.deepcopy(model).double()(torch.tensor(given.frames).double()).numpy()
     real = ee.Model.__call__
-    for off, passes in ((0.0, True), (3.5, False)):
+    for off, passes in ((1.8, True), (2.2, False)):
+        wrong = (expected + off * case.rounding).astype(np.float32)
 
-        def wrong(self: Any, x: np.ndarray, off: float = off) -> np.ndarray:
-            return real(self, x) + np.float32(off * own * np.array_equal(x, given.frames))
+        def changed(self: Any, x: np.ndarray, wrong: np.ndarray = wrong) -> np.ndarray:
+            return wrong if np.array_equal(x, given.frames) else real(self, x)
 
-        monkeypatch.setattr(ee.Model, "__call__", wrong)
+        monkeypatch.setattr(ee.Model, "__call__", changed)
         report = ee.verify(amplifying, ["cpu"])
         assert report.passed is passes
         assert sum(not case.passed for case in report.cases) == (not passes)
@@ -377,7 +383,7 @@ def test_no_kind_of_case_is_left_out_of_what_float32_may_do(bundle: ee.Bundle) -
         trial
         for _, run in parity.PARTS.values()
         for job in run(bundle, models, reference, False, 1e-7)
-        for trial in job
+        for trial in list(job)[-2:]  # two of each part, and not every length
         if trial[0].source != "snapshot" and not trial[0].passed
     ]
     assert {trial[0].source.rpartition("_")[0] or trial[0].source for trial in trials} >= SOURCES
