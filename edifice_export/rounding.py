@@ -206,6 +206,6 @@ class _Float32:
             return value.to(dtype) if value.is_floating_point() else value
 
         frames, state = self._given.frames, self._given.state
-        before = state and {name: several(value) for name, value in state.items()}
+        before = None if state is None else {name: several(value) for name, value in state.items()}
         with torch.no_grad():
             return outputs_of(model, self._graph, self._given, several(frames), before)
