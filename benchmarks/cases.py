@@ -10,7 +10,7 @@ import torch
 from rivals import Arguments, diagonal_scan_attention, discretised_outside, linear_scan_attention
 from torch import Tensor
 
-from edifice_export.functions import LOWERINGS
+from edifice_export.lowerings import LOWERINGS
 from edifice_reference import ops
 
 Calls = dict[str, Callable[[], Tensor]]

@@ -28,15 +28,15 @@ from shares import KINDS, shares
 import edifice_export as ee
 from edifice_export.benchmark.plot import draw_frames, draw_lengths, draw_memory, new_figure, save
 from edifice_export.benchmark.results import machine
-from edifice_export.bundle import open_bundle
-from edifice_reference.registry import ARCHITECTURES
+from edifice_export.bundle.bundle import open_bundle
+from edifice_reference.models.registry import ARCHITECTURES
 
 LENGTHS = (60, 128, 256, 512, 1024)
 LONG = 1024
 QUICK: dict[str, Any] = {"embed_dim": 6, "hidden_size": 8, "num_layers": 2, "window_size": 7}
 QUICK_LENGTHS, QUICK_LONG = (7, 14, 28), 14
 
-BUILD = "from edifice_export.cli import main; main()"
+BUILD = "from edifice_export.cli.app import main; main()"
 LOAD = """
 import sys, time
 import edifice_export as ee

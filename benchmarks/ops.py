@@ -33,10 +33,10 @@ from torch import Tensor
 from edifice_export.benchmark.bench import take_turns
 from edifice_export.benchmark.plot import new_figure, save
 from edifice_export.benchmark.results import machine
+from edifice_export.building.link import link
+from edifice_export.bundle.manifest import LOWERING
 from edifice_export.errors import CheckError
-from edifice_export.functions import LOWERINGS
-from edifice_export.link import link
-from edifice_export.manifest import LOWERING
+from edifice_export.lowerings import LOWERINGS
 
 ALLOWED = 1e-5
 QUICK = (7, 20)

@@ -22,15 +22,15 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 import edifice_export as ee
-from edifice_export.bundle import Bundle, hash_files, open_bundle
+from edifice_export.bundle.bundle import Bundle, hash_files, open_bundle
+from edifice_export.bundle.manifest import MANIFEST
 from edifice_export.defaults import TOLERANCE
-from edifice_export.manifest import MANIFEST
-from edifice_export.reference_model import reference_of
-from edifice_export.report import ROUNDING_FACTOR
-from edifice_export.rounding import Rounding
+from edifice_export.programs.reference_model import reference_of
 from edifice_export.runtime.providers import ORT_ERRORS
-from edifice_export.stream_parity import AFTER, BATCH, _Plan
-from edifice_export.window_parity import _sweeps_of
+from edifice_export.verification.report import ROUNDING_FACTOR
+from edifice_export.verification.rounding import Rounding
+from edifice_export.verification.streams import AFTER, BATCH, _Plan
+from edifice_export.verification.windows import _sweeps_of
 
 SIZES = 1.2, 1.6
 SAMPLES, AT_ONCE, TRIES = 256, 16, 40

@@ -12,7 +12,7 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
-from edifice_export import trace as tracing
+from edifice_export.graph import trace as tracing
 
 __all__ = ["SharedTraces"]
 

@@ -14,8 +14,8 @@ import numpy as np
 import onnx
 import onnxruntime
 
-from edifice_export.body_names import op_of
-from edifice_export.functions.domain import EDIFICE
+from edifice_export.bundle.body_names import op_of
+from edifice_export.lowerings.domain import EDIFICE
 
 __all__ = ["KINDS", "shares"]
 

@@ -30,14 +30,14 @@ from unittest import mock
 import torch
 
 import edifice_export as ee
-from edifice_export import parity
 from edifice_export.benchmark.results import folder_of, machine
-from edifice_export.checkpoints import encode_safetensors, own_metadata
 from edifice_export.defaults import OPSETS, TARGETS
-from edifice_export.parity import Verification
-from edifice_export.report import ROUNDING_FACTOR, Report
-from edifice_reference.layers import initialize
-from edifice_reference.registry import ARCHITECTURES, get_architecture
+from edifice_export.verification import verify as parity
+from edifice_export.verification.report import ROUNDING_FACTOR, Report
+from edifice_export.verification.verify import Verification
+from edifice_export.weights import encode_safetensors, own_metadata
+from edifice_reference.models.layers import initialize
+from edifice_reference.models.registry import ARCHITECTURES, get_architecture
 
 from .sabotage import sabotaged
 from .shared_traces import SharedTraces

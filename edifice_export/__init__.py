@@ -18,19 +18,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .benchmark.bench import bench
     from .benchmark.results import BenchReport, BenchResult
-    from .bundle import Bundle
-    from .checkpoints import from_edifice, to_edifice
-    from .conversion import Conversion, convert
-    from .doctor import diagnose
+    from .building.build import build
+    from .bundle.bundle import Bundle
     from .errors import CheckError, ExportError, RequestError
-    from .export import build
-    from .functions.lowering import Call, Lowering
-    from .functions.own_op import op
-    from .inspection import inspect_model
-    from .parity import verify
+    from .inspection.inspect import inspect_model
+    from .lowerings.lowering import Call, Lowering
+    from .lowerings.own_op import op
+    from .runtime.doctor import diagnose
     from .runtime.model import Model, load
     from .runtime.stream import Snapshot, Stream
-    from .samples import Scaffold, scaffold
+    from .scaffolding.scaffold import Scaffold, scaffold
+    from .verification.verify import verify
+    from .weights import from_edifice, to_edifice
+    from .weights.convert import Conversion, convert
 
 __all__ = [
     "BenchReport",
@@ -62,28 +62,28 @@ __all__ = [
 _HOMES = {
     "BenchReport": "benchmark.results",
     "BenchResult": "benchmark.results",
-    "Bundle": "bundle",
-    "Call": "functions.lowering",
+    "Bundle": "bundle.bundle",
+    "Call": "lowerings.lowering",
     "CheckError": "errors",
-    "Conversion": "conversion",
+    "Conversion": "weights.convert",
     "ExportError": "errors",
-    "Lowering": "functions.lowering",
+    "Lowering": "lowerings.lowering",
     "Model": "runtime.model",
     "RequestError": "errors",
-    "Scaffold": "samples",
+    "Scaffold": "scaffolding.scaffold",
     "Snapshot": "runtime.stream",
     "Stream": "runtime.stream",
     "bench": "benchmark.bench",
-    "build": "export",
-    "convert": "conversion",
-    "diagnose": "doctor",
-    "from_edifice": "checkpoints",
-    "inspect_model": "inspection",
+    "build": "building.build",
+    "convert": "weights.convert",
+    "diagnose": "runtime.doctor",
+    "from_edifice": "weights",
+    "inspect_model": "inspection.inspect",
     "load": "runtime.model",
-    "op": "functions.own_op",
-    "scaffold": "samples",
-    "to_edifice": "checkpoints",
-    "verify": "parity",
+    "op": "lowerings.own_op",
+    "scaffold": "scaffolding.scaffold",
+    "to_edifice": "weights",
+    "verify": "verification.verify",
 }
 
 

@@ -24,9 +24,11 @@ import onnx
 import pytest
 from conftest import TINY
 
-from edifice_export import export, functions, trace
-from edifice_export.bundle import hash_files
-from edifice_export.cli import main
+from edifice_export import lowerings as functions
+from edifice_export.building import build as export
+from edifice_export.bundle.bundle import hash_files
+from edifice_export.cli.app import main
+from edifice_export.graph import trace
 
 COMMAND = str(Path(sys.executable).parent / "edifice-export")
 """The installed command, whether or not its environment is active."""

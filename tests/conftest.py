@@ -14,8 +14,8 @@ import pytest
 import torch
 
 import edifice_export as ee
-from edifice_export.bundle import open_bundle
-from edifice_reference.registry import ARCHITECTURES
+from edifice_export.bundle.bundle import open_bundle
+from edifice_reference.models.registry import ARCHITECTURES
 
 # Tiny models gain nothing from threads and lose much to them where several tests run at once; the same for commands
 # that tests start.

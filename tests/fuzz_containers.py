@@ -24,9 +24,9 @@ from typing import Any
 import atheris
 import torch
 
-with atheris.instrument_imports(include=["edifice_export.checkpoints"]):
-    from edifice_export.checkpoints import etf, nx, nx_checkpoint
-    from edifice_export.checkpoints.format_error import FormatError
+with atheris.instrument_imports(include=["edifice_export.weights"]):
+    from edifice_export.weights.formats import etf, nx, nx_checkpoint
+    from edifice_export.weights.formats.error import FormatError
 
 SAMPLES = Path(__file__).parent / "golden" / "containers"
 CHECKPOINT_HEADER = struct.Struct(">BI")

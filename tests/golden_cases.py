@@ -9,9 +9,9 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from edifice_export.checkpoints import read_checkpoint
-from edifice_export.reference_model import make_reference
-from edifice_reference.config import Numerics
+from edifice_export.programs.reference_model import make_reference
+from edifice_export.weights import read_checkpoint
+from edifice_reference.models.config import Numerics
 
 GOLDEN = Path(__file__).parent / "golden"
 CASES = sorted(path for path in GOLDEN.glob("*.safetensors") if not path.stem.endswith("_taps"))

@@ -17,11 +17,11 @@ import torch
 from op_cases import CASES, FROM_ZEROS, SIZES, Arguments, Case, arguments
 from torch import Tensor, nn
 
-from edifice_export.functions import LOWERINGS
-from edifice_export.functions.lowering import Call, Lowering, Op
-from edifice_export.link import link
+from edifice_export.building.link import link
+from edifice_export.graph.trace import trace
+from edifice_export.lowerings import LOWERINGS
+from edifice_export.lowerings.lowering import Call, Lowering, Op
 from edifice_export.specification import TensorSpec
-from edifice_export.trace import trace
 from edifice_reference.ops.op import DeclaredOp
 
 

@@ -12,7 +12,7 @@ import strangers.leaky_scan  # noqa: F401
 import torch
 from torch import Tensor
 
-from edifice_export.functions import LOWERINGS
+from edifice_export.lowerings import LOWERINGS
 from edifice_reference.ops.op import Case as MakesArguments
 from edifice_reference.ops.op import DeclaredOp
 

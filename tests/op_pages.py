@@ -6,9 +6,9 @@ import inspect
 from collections.abc import Iterator
 from pathlib import Path
 
-from edifice_export.functions import LOWERINGS
-from edifice_export.functions.domain import VERSION
-from edifice_export.functions.lowering import Op
+from edifice_export.lowerings import LOWERINGS
+from edifice_export.lowerings.domain import VERSION
+from edifice_export.lowerings.lowering import Op
 from edifice_reference.ops.op import NAMESPACE
 
 PAGE = Path(__file__).parents[1] / "docs" / "ops.md"

@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 from hypothesis import strategies as st
 
-from edifice_export.functions.domain import EDIFICE
+from edifice_export.lowerings.domain import EDIFICE
 
 __all__ = ["LONGEST", "RandomGraph", "random_graphs", "sizes", "width"]
 

@@ -10,9 +10,9 @@ import torch
 from conftest import TINY
 from torch import Tensor
 
-from edifice_reference.config import NUMERICS
-from edifice_reference.layers import initialize
-from edifice_reference.registry import ARCHITECTURES, Architecture
+from edifice_reference.models.config import NUMERICS
+from edifice_reference.models.layers import initialize
+from edifice_reference.models.registry import ARCHITECTURES, Architecture
 
 each_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES.values(), ids=lambda known: known.name)
 each_numerics = pytest.mark.parametrize("numerics", NUMERICS)

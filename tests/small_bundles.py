@@ -14,9 +14,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from edifice_export import files, staging
-from edifice_export.bundle import hash_files
+from edifice_export.bundle import staging
+from edifice_export.bundle.bundle import hash_files
 from edifice_export.errors import RequestError
+from edifice_export.writing import files
 
 CHANGES = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.chmod", "fcntl.flock", "exchange"}
 

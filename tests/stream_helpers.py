@@ -10,8 +10,8 @@ import torch
 from conftest import TINY
 
 import edifice_export as ee
-from edifice_export.manifest import FileEntry
-from edifice_export.reference_model import reference_of
+from edifice_export.bundle.manifest import FileEntry
+from edifice_export.programs.reference_model import reference_of
 
 WIDTH, HIDDEN, WINDOW = (TINY[name] for name in ("embed_dim", "hidden_size", "window_size"))
 

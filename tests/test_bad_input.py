@@ -23,12 +23,13 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 import edifice_export as ee
-from edifice_export import export, reference_model
-from edifice_export.body_names import op_of
-from edifice_export.manifest import FileEntry, GraphEntry, Manifest
+from edifice_export.building import build as export
+from edifice_export.bundle.body_names import op_of
+from edifice_export.bundle.manifest import FileEntry, GraphEntry, Manifest
+from edifice_export.programs import reference_model
 from edifice_export.runtime.providers import all_providers, why_not_usable
 from edifice_export.specification import TensorSpec
-from edifice_reference.registry import ARCHITECTURES
+from edifice_reference.models.registry import ARCHITECTURES
 
 Tensors = dict[str, np.ndarray]
 MODEL, WEIGHTS, DATA = "window/model.onnx", "weights.safetensors", "window/test_data_set_0/input_0.pb"

@@ -19,18 +19,18 @@ from cli_helpers import Capture, cli, done, error_of, raising, refused
 from conftest import any_architecture
 
 import edifice_export as ee
-from edifice_export import reference_model
 from edifice_export.benchmark import alternatives, contestants
 from edifice_export.benchmark.bench import take_turns
 from edifice_export.benchmark.contestants import Subject
 from edifice_export.benchmark.footprint import footprint
 from edifice_export.benchmark.plan import Point, plan
 from edifice_export.benchmark.products import products
-from edifice_export.body_names import op_of
-from edifice_export.functions import LOWERINGS
-from edifice_export.reference_model import reference_of
+from edifice_export.bundle.body_names import op_of
+from edifice_export.graph.trace import export_program
+from edifice_export.lowerings import LOWERINGS
+from edifice_export.programs import reference_model
+from edifice_export.programs.reference_model import reference_of
 from edifice_export.specification import TensorSpec
-from edifice_export.trace import export_program
 from edifice_reference.ops.op import plain_definitions
 
 ONE: dict[str, Any] = {"threads": [1], "batch": [1], "length": [3], "rounds": 1}

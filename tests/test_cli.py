@@ -20,7 +20,7 @@ from cli_helpers import COMMAND, Capture, cli, done, error_of, snapshot, tiny_bu
 from conftest import ANY, GOLDEN, TINY, any_architecture
 
 import edifice_export as ee
-from edifice_reference.registry import ARCHITECTURES
+from edifice_reference.models.registry import ARCHITECTURES
 
 COMMANDS = {
     "list": {"--json"},
@@ -102,7 +102,7 @@ def test_build_options(capfd: Capture, name: str) -> None:
 def test_what_needs_no_model_imports_no_model() -> None:
     script = """
         import sys
-        from edifice_export.cli import main
+        from edifice_export.cli.app import main
         for arguments in ([], ["--help"], ["list"], ["build", "--help"], ["build", "no_such"], ["verify", "--help"],
                           ["run", "--help"], ["bench", "--help"], ["inspect", "--help"], ["convert", "--help"],
                           ["doctor", "--help"], ["no_such"]):
@@ -377,7 +377,8 @@ def test_nohup_is_heeded(tmp_path: Path, bundle: ee.Bundle) -> None:
     """A hangup that whoever started the command chose to ignore is ignored."""
     script = """
         import os, signal, sys
-        from edifice_export import cli, run
+        from edifice_export.cli import app as cli
+        from edifice_export.runtime import run
         real = run.run_recording
         def hung_up(*arguments):
             signal.raise_signal(signal.SIGHUP)
@@ -396,7 +397,8 @@ def test_nohup_is_heeded(tmp_path: Path, bundle: ee.Bundle) -> None:
 def test_an_interrupt_that_a_library_catches_stops_the_build_too(tmp_path: Path) -> None:
     script = """
         import signal, sys
-        from edifice_export import cli, export
+        from edifice_export.cli import app as cli
+        from edifice_export.building import build as export
         real = export.write_all_test_data
         def catching(*arguments):
             try:

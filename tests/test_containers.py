@@ -20,9 +20,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from edifice_export.checkpoints import etf, nx, nx_checkpoint
-from edifice_export.checkpoints.etf import Atom
-from edifice_export.checkpoints.format_error import FormatError
+from edifice_export.weights.formats import etf, nx, nx_checkpoint
+from edifice_export.weights.formats.error import FormatError
+from edifice_export.weights.formats.etf import Atom
 
 Tensors = dict[str, torch.Tensor]
 

@@ -23,11 +23,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import edifice_export as ee
-from edifice_export.checkpoints import read_checkpoint
-from edifice_export.checkpoints.nx_checkpoint import write_nx_checkpoint
-from edifice_reference.config import OptionError
-from edifice_reference.layers import initialize
-from edifice_reference.registry import ARCHITECTURES, Architecture
+from edifice_export.weights import read_checkpoint
+from edifice_export.weights.formats.nx_checkpoint import write_nx_checkpoint
+from edifice_reference.models.config import OptionError
+from edifice_reference.models.layers import initialize
+from edifice_reference.models.registry import ARCHITECTURES, Architecture
 
 each_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES.values(), ids=lambda known: known.name)
 

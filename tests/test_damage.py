@@ -9,8 +9,8 @@ import torch
 from conftest import GOLDEN
 from torch import Tensor
 
-from edifice_export.checkpoints import read_checkpoint
 from edifice_export.errors import RequestError
+from edifice_export.weights import read_checkpoint
 
 CONTAINERS = sorted((GOLDEN / "containers").iterdir())
 DESCRIPTION = 8448

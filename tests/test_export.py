@@ -19,12 +19,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import edifice_export as ee
-from edifice_export.checkpoints import encode_safetensors, read_checkpoint
-from edifice_export.inspect_report import inspect_path
+from edifice_export.inspection.report import inspect_path
 from edifice_export.runtime.providers import ORT_ERRORS
-from edifice_reference.config import NUMERICS
-from edifice_reference.layers import initialize
-from edifice_reference.registry import ARCHITECTURES, Architecture, get_architecture
+from edifice_export.weights import encode_safetensors, read_checkpoint
+from edifice_reference.models.config import NUMERICS
+from edifice_reference.models.layers import initialize
+from edifice_reference.models.registry import ARCHITECTURES, Architecture, get_architecture
 
 each_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES.values(), ids=lambda known: known.name)
 
@@ -64,7 +64,7 @@ def test_a_lone_model_describes_itself(bundle: ee.Bundle) -> None:
 
 
 def test_test_data_is_the_float64_references(bundle: ee.Bundle) -> None:
-    from edifice_export.reference_model import reference_of
+    from edifice_export.programs.reference_model import reference_of
 
     reference = reference_of(bundle).double()
     lengths = []
@@ -261,7 +261,7 @@ def test_meta_propagation_refuses_edifices_weights(tmp_path: Path) -> None:
 
 
 def test_large_models_keep_their_weights_beside_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edifice_export.bundle.EXTERNAL_DATA_THRESHOLD", 1000)
+    monkeypatch.setattr("edifice_export.bundle.bundle.EXTERNAL_DATA_THRESHOLD", 1000)
     bundle = ee.build("hymba", output=tmp_path / "large", **{**TINY, "hidden_size": 32})
     for graph in ("window", "stream", "prefill"):
         model = f"{graph}/model.onnx"
@@ -278,7 +278,7 @@ def test_large_models_keep_their_weights_beside_them(tmp_path: Path, monkeypatch
 def test_a_failure_with_external_data_is_diagnosed_too(
     bundle: ee.Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("edifice_export.bundle.EXTERNAL_DATA_THRESHOLD", 1000)
+    monkeypatch.setattr("edifice_export.bundle.bundle.EXTERNAL_DATA_THRESHOLD", 1000)
     large = ee.build(bundle.manifest.architecture, graph="window", output=tmp_path / "large", **TINY)
     assert ee.verify(large, tolerance=1e-12).departure is not None
 
@@ -311,7 +311,7 @@ LONG = 4096
 
 
 def exact_over_thousands_of_frames(bundle: ee.Bundle) -> None:
-    from edifice_export.reference_model import reference_of
+    from edifice_export.programs.reference_model import reference_of
 
     x = np.random.default_rng(5).standard_normal((1, LONG, 6)).astype(np.float32)
     with torch.no_grad():

@@ -18,11 +18,11 @@ from lowered import nodes, only
 from op_cases import CASES
 from torch import Tensor
 
-from edifice_export.functions import LOWERINGS
-from edifice_export.functions.fft_conv import AT_ONCE, TAPS, TWO_STAGES
-from edifice_export.functions.lowering import Call, Choice
-from edifice_export.link import link
-from edifice_export.manifest import LOWERING
+from edifice_export.building.link import link
+from edifice_export.bundle.manifest import LOWERING
+from edifice_export.lowerings import LOWERINGS
+from edifice_export.lowerings.fft_conv import AT_ONCE, TAPS, TWO_STAGES
+from edifice_export.lowerings.lowering import Call, Choice
 from edifice_export.runtime.providers import ORT_ERRORS
 from edifice_reference import ops
 

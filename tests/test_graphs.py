@@ -18,15 +18,15 @@ from reference_cases import ODD, USUAL, Streamed
 from torch import Tensor, nn
 
 import edifice_export as ee
-from edifice_export.body_names import op_of
+from edifice_export.building.link import link
+from edifice_export.bundle.body_names import op_of
 from edifice_export.errors import CheckError
-from edifice_export.graphs import entry, signature, state_specs
-from edifice_export.link import link
+from edifice_export.graph.trace import trace
 from edifice_export.passes import optimize
+from edifice_export.programs.graphs import entry, signature, state_specs
 from edifice_export.specification import StateSpec, TensorSpec
-from edifice_export.trace import trace
 from edifice_reference import ops
-from edifice_reference.registry import ARCHITECTURES
+from edifice_reference.models.registry import ARCHITECTURES
 
 LOOPS_AND_BRANCHES = {"Scan", "Loop", "If", "SequenceMap"}
 

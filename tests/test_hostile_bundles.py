@@ -26,10 +26,10 @@ from google.protobuf.message import DecodeError
 from onnx import AttributeProto, FunctionProto, ModelProto, SparseTensorProto, TensorProto, helper, numpy_helper
 
 import edifice_export as ee
-from edifice_export import outline
+from edifice_export.bundle import outline
+from edifice_export.bundle.outline import read_outline
 from edifice_export.defaults import TOLERANCE
 from edifice_export.errors import brief
-from edifice_export.outline import read_outline
 
 WINDOW, STREAM, DATA, WEIGHTS = (
     "window/model.onnx",

@@ -13,7 +13,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from edifice_export.errors import CheckError, RequestError
-from edifice_export.inspection import Activation, TensorDescription, inspect_model
+from edifice_export.inspection.inspect import Activation, TensorDescription, inspect_model
 
 HEADER = '<ir_version: 8, opset_import: ["" : 18, "local" : 1]> graph '
 

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from conftest import tiny_bundle
 
-from edifice_export.samples import SAMPLES
-from edifice_reference.registry import ARCHITECTURES
+from edifice_export.scaffolding.scaffold import SAMPLES
+from edifice_reference.models.registry import ARCHITECTURES
 
 ROOT = Path(__file__).parents[1]
 SAMPLE = ROOT / "exported/hymba_tiny"
@@ -28,7 +28,7 @@ SETS = {"window": 2, "stream": 3, "prefill": 2}
 
 
 def command(python: str | Path, *arguments: str | Path, path: Path | None = None) -> subprocess.CompletedProcess[str]:
-    code = "import sys; from edifice_export.cli import main; main(sys.argv[1:])"
+    code = "import sys; from edifice_export.cli.app import main; main(sys.argv[1:])"
     environment = {"PATH": "", "PYTHONPATH": str(path)} if path else {"PATH": ""}
     given = [str(python), "-c", code, *map(str, arguments)]
     return subprocess.run(given, capture_output=True, text=True, env=environment, check=False)
@@ -113,7 +113,7 @@ def test_what_computes_no_reference_does_not_import_torch(arguments: str, tmp_pa
     np.save(tmp_path / "x.npy", np.ones((20, 8), np.float32))
     code = f"""
         import sys
-        from edifice_export.cli import main
+        from edifice_export.cli.app import main
         try:
             main({arguments.split()!r})
         except SystemExit as ended:

@@ -14,9 +14,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from edifice_export.link import link
+from edifice_export.building.link import link
+from edifice_export.graph.trace import trace
 from edifice_export.specification import TensorSpec
-from edifice_export.trace import trace
 from edifice_reference import ops
 
 KERNELS = Path(__file__).parent / "kernels"

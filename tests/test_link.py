@@ -16,15 +16,15 @@ from lowered import nodes as all_nodes
 from onnx.reference import ReferenceEvaluator
 from torch import Tensor, nn
 
-from edifice_export.body_names import body_name, op_of
+from edifice_export.building.link import link
+from edifice_export.bundle.body_names import body_name, op_of
+from edifice_export.bundle.manifest import LOWERING, REASON
 from edifice_export.errors import CheckError
-from edifice_export.functions import LOWERINGS
-from edifice_export.functions.linear_scan import MASKED
-from edifice_export.functions.lowering import Call, Op
-from edifice_export.link import link
-from edifice_export.manifest import LOWERING, REASON
+from edifice_export.graph.trace import trace
+from edifice_export.lowerings import LOWERINGS
+from edifice_export.lowerings.linear_scan import MASKED
+from edifice_export.lowerings.lowering import Call, Op
 from edifice_export.specification import TensorSpec
-from edifice_export.trace import trace
 from edifice_reference import ops
 
 X = TensorSpec("x", "float32", ("batch", "sequence", 4))

@@ -40,13 +40,13 @@ from op_cases import (
 )
 from torch import Tensor, nn
 
-from edifice_export.body_names import op_of
+from edifice_export.building.link import link
+from edifice_export.bundle.body_names import op_of
 from edifice_export.defaults import OPSETS
-from edifice_export.functions import LOWERINGS
-from edifice_export.link import link
+from edifice_export.graph.trace import trace
+from edifice_export.lowerings import LOWERINGS
 from edifice_export.runtime.providers import ORT_ERRORS
 from edifice_export.specification import TensorSpec
-from edifice_export.trace import trace
 from edifice_reference import ops
 
 SEVERAL = settings(max_examples=40, deadline=None)

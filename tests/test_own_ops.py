@@ -27,15 +27,15 @@ from strangers.leaky_scan import LeakyFrame, LeakyLoop, leaky_scan
 from torch import Tensor, nn
 
 import edifice_export as ee
-from edifice_export.functions import HELPERS, LOWERINGS
-from edifice_export.functions.blocked_scan import BlockedScan
-from edifice_export.functions.domain import EDIFICE
-from edifice_export.inspect_report import explain
-from edifice_export.link import link
-from edifice_export.locate import first_departure
+from edifice_export.building.link import link
+from edifice_export.graph.trace import export_program, trace
+from edifice_export.inspection.report import explain
+from edifice_export.lowerings import HELPERS, LOWERINGS
+from edifice_export.lowerings.blocked_scan import BlockedScan
+from edifice_export.lowerings.domain import EDIFICE
 from edifice_export.passes import optimize
 from edifice_export.specification import TensorSpec
-from edifice_export.trace import export_program, trace
+from edifice_export.verification.locate import first_departure
 from edifice_reference import ops
 from edifice_reference.ops.op import plain_definitions
 

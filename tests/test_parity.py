@@ -24,13 +24,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import edifice_export as ee
-from edifice_export import parity, window_parity
-from edifice_export.bundle import hash_files
-from edifice_export.functions.domain import EDIFICE, op
-from edifice_export.manifest import MANIFEST
-from edifice_export.report import Report, compare
-from edifice_export.rounding import with_rounding
-from edifice_export.window_parity import EVERY_PREFIX, prefix_lengths
+from edifice_export.bundle.bundle import hash_files
+from edifice_export.bundle.manifest import MANIFEST
+from edifice_export.lowerings.domain import EDIFICE, op
+from edifice_export.verification import verify as parity
+from edifice_export.verification import windows as window_parity
+from edifice_export.verification.report import Report, compare
+from edifice_export.verification.rounding import with_rounding
+from edifice_export.verification.windows import EVERY_PREFIX, prefix_lengths
 
 SOURCES = {
     "reference", "after prefill", "reset entry",
@@ -347,7 +348,7 @@ def own_error(model: Any, sequence: np.ndarray) -> float:
 def test_what_is_wrong_by_more_than_twice_float32s_own_error_is_refused_where_rounding_is_amplified(
     amplifying: ee.Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from edifice_export.reference_model import reference_of
+    from edifice_export.programs.reference_model import reference_of
 
     models, model = {"cpu": ee.load(amplifying, threads=1)}, reference_of(amplifying)
     jobs = window_parity.run_window(amplifying, models, copy.deepcopy(model).double(), False, 1e-5)
@@ -376,7 +377,7 @@ def test_what_is_wrong_by_more_than_twice_float32s_own_error_is_refused_where_ro
 
 def test_no_kind_of_case_is_left_out_of_what_float32_may_do(bundle: ee.Bundle) -> None:
     """As if every case were beyond its limit: each has float32's own error, and a right graph is within twice of it."""
-    from edifice_export.reference_model import reference_of
+    from edifice_export.programs.reference_model import reference_of
 
     models, reference = {"cpu": ee.load(bundle, threads=1)}, reference_of(bundle).double()
     trials = [

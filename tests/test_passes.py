@@ -28,15 +28,15 @@ from random_graphs import LONGEST, RandomGraph, random_graphs, sizes
 from reference_cases import make
 
 import edifice_export as ee
-from edifice_export import trace as tracing
+from edifice_export.building.link import link
 from edifice_export.defaults import TARGETS
-from edifice_export.functions import LOWERINGS
-from edifice_export.graphs import entry, signature, state_specs
-from edifice_export.link import link
+from edifice_export.graph import trace as tracing
+from edifice_export.lowerings import LOWERINGS
 from edifice_export.passes import PASSES, optimize
+from edifice_export.programs.graphs import entry, signature, state_specs
 from edifice_export.runtime.providers import ORT_ERRORS
-from edifice_reference.config import NUMERICS
-from edifice_reference.registry import ARCHITECTURES
+from edifice_reference.models.config import NUMERICS
+from edifice_reference.models.registry import ARCHITECTURES
 
 Arrays = dict[str, np.ndarray]
 EACH = {rewrite.__name__: rewrite for rewrite in PASSES}

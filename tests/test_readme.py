@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from edifice_reference.config import describe_range
-from edifice_reference.registry import ARCHITECTURES, Architecture
+from edifice_reference.models.config import describe_range
+from edifice_reference.models.registry import ARCHITECTURES, Architecture
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

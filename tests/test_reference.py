@@ -17,10 +17,10 @@ from reference_cases import each_architecture, each_numerics, make, sequence
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from edifice_export.checkpoints.edifice import to_edifice_name
-from edifice_reference.config import OptionError
-from edifice_reference.layers import initialize
-from edifice_reference.registry import ARCHITECTURES, Architecture, get_architecture
+from edifice_export.weights.sources.edifice import to_edifice_name
+from edifice_reference.models.config import OptionError
+from edifice_reference.models.layers import initialize
+from edifice_reference.models.registry import ARCHITECTURES, Architecture, get_architecture
 
 EXACT = {architecture_of(path) for path in CASES if metadata(path)["param_count"] is None}
 """Architectures for which Edifice has no formula of its own."""

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from reference_cases import USUAL, Streamed, each_architecture, each_numerics, each_stream, make, sequence
 from torch import Tensor
 
-from edifice_reference.config import OptionError
-from edifice_reference.registry import ARCHITECTURES, Architecture
-from edifice_reference.state import State
+from edifice_reference.models.config import OptionError
+from edifice_reference.models.registry import ARCHITECTURES, Architecture
+from edifice_reference.models.state import State
 
 EXACT = {"rtol": 1e-12, "atol": 1e-12}
 FRAMES = 3 * TINY["window_size"] + 4

@@ -16,9 +16,8 @@ from cli_helpers import Capture, refused
 from conftest import TINY, any_architecture
 
 import edifice_export as ee
-from edifice_export import doctor
 from edifice_export.errors import RequestError
-from edifice_export.runtime import providers
+from edifice_export.runtime import doctor, providers
 from edifice_export.runtime.providers import all_providers, open_session, short_name, why_not_usable
 from edifice_export.runtime.version import OLDEST, why_too_old
 

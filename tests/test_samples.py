@@ -9,8 +9,8 @@ import pytest
 from cli_helpers import Capture, cli, done, error_of, snapshot, unchanged
 
 import edifice_export as ee
-from edifice_export.bundle import open_bundle
-from edifice_export.samples import SAMPLES
+from edifice_export.bundle.bundle import open_bundle
+from edifice_export.scaffolding.scaffold import SAMPLES
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 each_language = pytest.mark.parametrize("language", list(SAMPLES))

@@ -15,9 +15,11 @@ from cli_helpers import flip, raising
 from conftest import ANY, TINY
 
 import edifice_export as ee
-from edifice_export import export, parity, window_parity
-from edifice_export.report import Case, Trial
-from edifice_export.side_by_side import _THREADS, SideBySide
+from edifice_export.building import build as export
+from edifice_export.verification import verify as parity
+from edifice_export.verification import windows as window_parity
+from edifice_export.verification.report import Case, Trial
+from edifice_export.verification.side_by_side import _THREADS, SideBySide
 
 WAIT = 60.0
 """Seconds after which what should happen is taken not to."""

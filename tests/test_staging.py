@@ -22,11 +22,11 @@ import pytest
 from cli_helpers import permissions
 from small_bundles import build, fill, vouch, what_is_at, write
 
-from edifice_export import staging as module
+from edifice_export.bundle import staging as module
+from edifice_export.bundle.staging import staging
 from edifice_export.errors import RequestError
-from edifice_export.exchange import exchange
-from edifice_export.files import is_within, replacing, same_file
-from edifice_export.staging import staging
+from edifice_export.writing.exchange import exchange
+from edifice_export.writing.files import is_within, replacing, same_file
 
 SCRIPT = Path(__file__).with_name("small_bundles.py")
 

@@ -20,8 +20,8 @@ from onnx import numpy_helper
 from stream_helpers import HIDDEN, WIDTH, WINDOW, agrees, contents, expected, frames, reference, same, steps
 
 import edifice_export as ee
-from edifice_export.report import describe_gap
-from edifice_reference.registry import ARCHITECTURES
+from edifice_export.verification.report import describe_gap
+from edifice_reference.models.registry import ARCHITECTURES
 
 GRAPHS = {"window": ["window"], "stream": ["stream", "prefill"], "both": ["window", "stream", "prefill"]}
 

@@ -17,8 +17,8 @@ from safetensors.numpy import load_file, save_file
 from stream_helpers import WINDOW, agrees, contents, frames, reference, same, steps, with_other_weights
 
 import edifice_export as ee
-from edifice_export.bundle import open_bundle
-from edifice_reference.registry import ARCHITECTURES
+from edifice_export.bundle.bundle import open_bundle
+from edifice_reference.models.registry import ARCHITECTURES
 
 
 @pytest.fixture(scope="module")

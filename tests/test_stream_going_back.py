@@ -12,7 +12,7 @@ from stream_helpers import WINDOW, agrees, contents, expected, frames, same, ste
 
 import edifice_export as ee
 from edifice_export.runtime import stream as stream_module
-from edifice_reference.registry import ARCHITECTURES
+from edifice_reference.models.registry import ARCHITECTURES
 
 
 @pytest.fixture(scope="module")

@@ -21,8 +21,8 @@ from safetensors.torch import save_file as save_torch_file
 from stream_helpers import WINDOW, agrees, contents, expected, frames, reference, steps
 
 import edifice_export as ee
-from edifice_reference.layers import initialize as initialize_weights
-from edifice_reference.registry import ARCHITECTURES
+from edifice_reference.models.layers import initialize as initialize_weights
+from edifice_reference.models.registry import ARCHITECTURES
 
 # Everything at once
 

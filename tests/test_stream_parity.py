@@ -22,10 +22,11 @@ from onnx import TensorProto, helper, numpy_helper
 from stream_helpers import WINDOW
 
 import edifice_export as ee
-from edifice_export import parity, stream_parity
-from edifice_export.body_names import op_of
-from edifice_export.report import Case, Report
-from edifice_export.stream_parity import AFTER, BATCH, LONG_WINDOW, MAGNITUDES, _Plan
+from edifice_export.bundle.body_names import op_of
+from edifice_export.verification import streams as stream_parity
+from edifice_export.verification import verify as parity
+from edifice_export.verification.report import Case, Report
+from edifice_export.verification.streams import AFTER, BATCH, LONG_WINDOW, MAGNITUDES, _Plan
 
 ATTENTIVE = pytest.mark.parametrize("bundle", ["hymba", "ss_transformer"], indirect=True)
 RECURRENT = pytest.mark.parametrize("bundle", ["h3", "hymba", "ss_transformer"], indirect=True)

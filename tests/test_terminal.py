@@ -18,7 +18,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 import edifice_export as ee
-from edifice_export.console import print_json, print_table, say
+from edifice_export.cli.console import print_json, print_table, say
 from edifice_export.errors import printable
 
 HOSTILE = "\x1b[2J\x1b]0;title\x07\r\u202eevil\u2066\x9b31m\x7f\u200b"

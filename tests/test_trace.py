@@ -23,15 +23,15 @@ from onnxscript import values
 from torch import Tensor, nn
 
 import edifice_export as ee
+from edifice_export.building.link import link
+from edifice_export.bundle.manifest import GRAPHS
 from edifice_export.errors import CheckError
-from edifice_export.graphs import entry, signature, state_specs
-from edifice_export.link import link
-from edifice_export.manifest import GRAPHS
+from edifice_export.graph.trace import check_same_graph, check_symbolic, export_program, trace, translate
+from edifice_export.graph.translations import parsed_once
+from edifice_export.programs.graphs import entry, signature, state_specs
 from edifice_export.specification import TensorSpec
-from edifice_export.trace import check_same_graph, check_symbolic, export_program, trace, translate
-from edifice_export.translations import parsed_once
-from edifice_reference.layers import initialize
-from edifice_reference.registry import ARCHITECTURES, Architecture
+from edifice_reference.models.layers import initialize
+from edifice_reference.models.registry import ARCHITECTURES, Architecture
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 INPUT = TensorSpec("x", "float32", ("batch", "sequence", 4))

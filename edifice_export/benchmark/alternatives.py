@@ -24,9 +24,9 @@ from torch import nn
 from edifice_reference.ops.op import plain_definitions
 
 from ..errors import RequestError
+from ..graph.trace import export_program, translate
 from ..runtime.providers import open_session
 from ..specification import TensorSpec
-from ..trace import export_program, translate
 from .contestants import Contestant, Subject, forward
 from .plan import Point
 

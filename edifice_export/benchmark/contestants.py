@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnxruntime as ort
 
-from ..bundle import Bundle
+from ..bundle.bundle import Bundle
 from ..runtime.model import Model, load
 from ..runtime.providers import device_of, short_name
 from ..torch_import import why_no_torch
@@ -61,8 +61,8 @@ class Subject:
         self._models: dict[int, Model] = {}
         self.reference: nn.Module | None = None
         if why_no_torch() is None:
-            from ..freeze import freeze
-            from ..reference_model import reference_of
+            from ..programs.freeze import freeze
+            from ..programs.reference_model import reference_of
 
             self.reference = reference_of(bundle)
             self.frozen = freeze(self.reference)

@@ -8,9 +8,9 @@ import os
 from collections.abc import Sequence
 
 from ..arguments import whole_number
-from ..bundle import Bundle
+from ..building.build import BUILDS
+from ..bundle.bundle import Bundle
 from ..errors import RequestError
-from ..export import BUILDS
 from ..memory import physical_memory
 from ..runtime.providers import MAX_THREADS
 from ..specification import BATCH

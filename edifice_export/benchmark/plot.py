@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import RequestError, brief
-from ..files import check_output, replacing
+from ..writing.files import check_output, replacing
 from .results import BenchReport, BenchResult
 
 if TYPE_CHECKING:

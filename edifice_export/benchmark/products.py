@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..bundle import save_model
+from ..bundle.bundle import save_model
 from ..runtime.providers import open_session
 from .contestants import Contestant, Subject, forward
 from .plan import Point

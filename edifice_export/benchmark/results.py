@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ..doctor import installed
+from ..runtime.doctor import installed
 
 __all__ = ["BenchReport", "BenchResult", "folder_of", "machine"]
 

@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from edifice_reference.ops.op import DeclaredOp
 
-from ..functions.registry import op_of_node
+from ..lowerings.registry import op_of_node
 from ..specification import SEQUENCE
 from .editing import array_of, axis_of, given, initializer, is_constant, new_value, remove
 

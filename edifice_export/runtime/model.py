@@ -10,7 +10,7 @@ from typing import NoReturn
 import numpy as np
 import onnxruntime as ort
 
-from ..bundle import Bundle, open_bundle
+from ..bundle.bundle import Bundle, open_bundle
 from ..errors import RequestError
 from .arrays import check_array, check_output
 from .providers import ORT_ERRORS, failed, open_session, placement, why_not_usable

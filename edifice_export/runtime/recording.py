@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from ..arguments import whole_number
 from ..errors import RequestError, brief
-from ..files import check_output, replacing
+from ..writing.files import check_output, replacing
 from .arrays import MAX_MAGNITUDE, first_beyond, why_beyond
 from .csv_recording import CsvLines, unpack_csv
 

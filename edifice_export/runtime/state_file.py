@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from ..errors import RequestError
-from ..files import replacing
 from ..specification import BATCH, StateSpec
+from ..writing.files import replacing
 from .arrays import first_beyond
 
 __all__ = ["MAX_STATE", "read_state", "sizes_of", "write_state"]

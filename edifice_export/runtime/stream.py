@@ -17,11 +17,11 @@ import numpy as np
 import onnxruntime as ort
 
 from ..arguments import whole_number
-from ..bundle import Bundle
+from ..bundle.bundle import Bundle
 from ..errors import RequestError
-from ..files import is_within
 from ..memory import physical_memory
 from ..specification import StateSpec, TensorSpec
+from ..writing.files import is_within
 from .arrays import check_array, check_output
 from .providers import ORT_ERRORS, device_of, failed, placement, short_name
 from .state_file import read_state, sizes_of, write_state

@@ -22,8 +22,8 @@ from typing import Any
 
 import edifice_export as ee
 from edifice_export.benchmark.results import folder_of, machine
-from edifice_export.bundle import open_bundle
-from edifice_reference.registry import ARCHITECTURES
+from edifice_export.bundle.bundle import open_bundle
+from edifice_reference.models.registry import ARCHITECTURES
 
 from .cpp import Cpp
 from .csharp import CSharp

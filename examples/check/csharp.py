@@ -18,7 +18,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from edifice_export.bundle import open_bundle
+from edifice_export.bundle.bundle import open_bundle
 
 from .damage import overflow
 from .language import CheckError, Run, check_hash, run

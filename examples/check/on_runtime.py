@@ -18,7 +18,7 @@ import numpy as np
 import onnxruntime as ort
 
 from edifice_export import load
-from edifice_export.bundle import Bundle, open_bundle
+from edifice_export.bundle.bundle import Bundle, open_bundle
 from edifice_export.errors import ExportError
 from edifice_export.runtime.providers import ORT_ERRORS, short_name
 

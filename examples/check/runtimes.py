@@ -29,12 +29,12 @@ import onnx
 
 import edifice_export as ee
 from edifice_export.benchmark.results import folder_of, machine
-from edifice_export.body_names import op_of
-from edifice_export.bundle import save_model
+from edifice_export.bundle.body_names import op_of
+from edifice_export.bundle.bundle import save_model
 from edifice_export.defaults import TARGETS
-from edifice_export.functions import LOWERINGS
+from edifice_export.lowerings import LOWERINGS
 from edifice_export.runtime.version import OLDEST
-from edifice_reference.registry import ARCHITECTURES
+from edifice_reference.models.registry import ARCHITECTURES
 
 from .language import CheckError, run
 from .npm import link_packages
@@ -148,11 +148,11 @@ def _of_bundle(name: str, bundle: ee.Bundle) -> Iterator[Graph]:
 
 def _linked(bundle: ee.Bundle, seen: set[str]) -> Iterator[onnx.ModelProto]:
     """A bundle's window graph, linked for other lengths and targets: each that brings a body that was not seen."""
-    from edifice_export.graphs import entry
-    from edifice_export.link import link
+    from edifice_export.building.link import link
+    from edifice_export.graph.trace import trace
     from edifice_export.passes import optimize
-    from edifice_export.reference_model import reference_of
-    from edifice_export.trace import trace
+    from edifice_export.programs.graphs import entry
+    from edifice_export.programs.reference_model import reference_of
 
     described = bundle.manifest.graphs["window"]
     traced = trace(entry(reference_of(bundle), "window"), described.inputs, described.outputs, bundle.manifest.opset)

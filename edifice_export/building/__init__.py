@@ -1,0 +1,1 @@
+"""The road from a program to a verified bundle: trace, rewrite, link, verify, write."""

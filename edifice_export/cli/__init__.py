@@ -1,0 +1,1 @@
+"""The command `edifice-export`: parses and prints, decides nothing."""

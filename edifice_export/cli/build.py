@@ -1,0 +1,200 @@
+"""The sub-commands of `build`: one per architecture, made from its config dataclass."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+from collections.abc import Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+from typer.main import get_command
+
+from edifice_reference.models.config import describe_range
+from edifice_reference.models.registry import ARCHITECTURES, Architecture, get_architecture
+
+from ..defaults import DEFAULT_OPSET, OPSETS, TOLERANCE
+from ..errors import RequestError
+from .console import print_json, progress_bar, say
+
+__all__ = ["BuildGroup", "parse_options"]
+
+
+class Numerics(StrEnum):
+    """The mathematics, or Edifice to rounding."""
+
+    standard = "standard"
+    edifice = "edifice"
+
+
+class Graph(StrEnum):
+    """Which graphs a bundle gets."""
+
+    window = "window"
+    stream = "stream"
+    both = "both"
+
+
+class Target(StrEnum):
+    """What a graph is made fast for."""
+
+    portable = "portable"
+    cpu = "cpu"
+    cuda = "cuda"
+    dml = "dml"
+    web = "web"
+
+
+class Precision(StrEnum):
+    """The type that a graph computes in. Scripts that ask for one go on getting just that when there are more."""
+
+    fp32 = "fp32"
+
+
+class BuildGroup(TyperGroup):
+    """Finds an architecture's command when it is asked for."""
+
+    def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002
+        """The names of the architectures."""
+        return list(ARCHITECTURES)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:  # noqa: ARG002
+        """The command of one architecture.
+
+        Raises:
+            OptionError: there is no such architecture.
+        """
+        return _command(get_architecture(cmd_name))
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parses the architecture's name, which must be there."""
+        if not args:
+            raise RequestError(f"build: name an architecture; there are {', '.join(ARCHITECTURES)}")
+        return super().parse_args(ctx, args)
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002
+        """Lists the architectures without making their commands."""
+        with formatter.section("Architectures"):
+            formatter.write_dl([(name, architecture.summary) for name, architecture in ARCHITECTURES.items()])
+
+
+def parse_options(assignments: Sequence[str]) -> dict[str, Any]:
+    """Options of an architecture from `name=value` texts; a value is a JSON number or boolean.
+
+    Raises:
+        RequestError: a text is not of that form, or names an option twice.
+    """
+    options: dict[str, Any] = {}
+    for text in assignments:
+        name, _, value = text.partition("=")
+        name = name.replace("-", "_")
+        try:
+            options[name] = options[name] if name in options else json.loads(value)
+        except ValueError as error:
+            raise RequestError(f"--option {text}: should be NAME=VALUE, such as num_heads=4") from error
+    if len(options) < len(assignments):
+        raise RequestError(f"--option {' '.join(assignments)}: names an option twice; give each once")
+    return options
+
+
+def _command(architecture: Architecture) -> Any:
+    config_class = architecture.config_class
+    options = dataclasses.fields(config_class)
+
+    def command(**values: Any) -> None:
+        given = {option.name: values.pop(option.name) for option in options}
+        _build(architecture, {name: value for name, value in given.items() if value is not None}, **values)
+
+    command.__doc__ = f"Build a verified bundle of {architecture.name}: {architecture.summary}."
+    parameters = [_parameter(option) for option in options]
+    parameters += list(inspect.signature(_build, eval_str=True).parameters.values())[2:]
+    command.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in parameters]
+    )
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    app = typer.Typer(add_completion=False, rich_markup_mode=None)
+    app.command(architecture.name)(command)
+    return get_command(app)
+
+
+def _parameter(option: dataclasses.Field[Any]) -> inspect.Parameter:
+    kind: Any = type(option.default)
+    default = f"default {str(option.default).lower()}"
+    text = f"{option.metadata['help']} [{default if kind is bool else f'{describe_range(option)}; {default}'}]"
+    annotation = Annotated[kind | None, typer.Option(help=text, show_default=False)]
+    return inspect.Parameter(option.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+
+def _build(
+    architecture: Architecture,
+    options: dict[str, Any],
+    weights: Annotated[
+        Path | None,
+        typer.Option(help="safetensors, .nx or .axon: this project's or Edifice's [default: fresh weights]"),
+    ] = None,
+    numerics: Annotated[
+        Numerics | None,
+        typer.Option(help="the mathematics, or Edifice to rounding [default: edifice for Edifice's weights]"),
+    ] = None,
+    graph: Annotated[
+        Graph, typer.Option(help="a whole window at once, one frame at a time with a state, or both")
+    ] = Graph.both,
+    target: Annotated[
+        Target,
+        typer.Option(help="what to make it fast for: without Scan for cuda, dml and web; it is right everywhere"),
+    ] = Target.portable,
+    precision: Annotated[Precision, typer.Option(help="the type to compute in")] = Precision.fp32,  # noqa: ARG001
+    optimize: Annotated[
+        bool, typer.Option("--optimize/--no-optimize", help="apply the graph passes; the plain graph is for debugging")
+    ] = True,
+    opset: Annotated[
+        int, typer.Option(help=f"ONNX operator set [{OPSETS.start} to {OPSETS.stop - 1}]")
+    ] = DEFAULT_OPSET,
+    seed: Annotated[int, typer.Option(help="of fresh weights and of the test data")] = 0,
+    tolerance: Annotated[
+        float, typer.Option(help="largest error allowed, absolute, or relative to an output above 1")
+    ] = TOLERANCE,
+    output: Annotated[Path | None, typer.Option(help="folder to write [default: exported/ARCHITECTURE]")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print the manifest as JSON")] = False,
+) -> None:
+    from ..building.build import build
+    from ..verification.report import describe_amplified, describe_gap, describe_stream
+
+    with progress_bar("verifying") as progress:
+        bundle = build(
+            architecture.name,
+            output=output,
+            weights=weights,
+            numerics=numerics.value if numerics is not None else None,
+            graph=graph.value,
+            target=target.value,
+            optimize=optimize,
+            opset=opset,
+            seed=seed,
+            tolerance=tolerance,
+            progress=progress,
+            **options,
+        )
+    manifest = bundle.manifest
+    if as_json:
+        print_json({"bundle": str(bundle.path), **dataclasses.asdict(manifest)})
+        return
+    parity = manifest.parity
+    prefixes, window = parity["prefixes"], manifest.window_size
+    count = "every prefix length" if prefixes == window else f"{prefixes} of the {window} prefix lengths"
+    among = f", {count} of the window among them" if prefixes else ""
+    say(f"built {bundle.path}: {architecture.name}, {manifest.numerics} numerics, opset {manifest.opset}")
+    say(
+        f"verified: ONNX Runtime agrees with the {parity['reference']} in {parity['cases']} cases{among}; "
+        f"largest error {parity['max_abs']:.1e}"
+    )
+    if parity["frames"]:
+        say(describe_stream(parity["frames"], parity["histories"]))
+    if parity["amplified"]:
+        say(describe_amplified(parity["amplified"]))
+    if parity["recurrence_gap"] is not None:
+        say(describe_gap(parity["recurrence_gap"]))

@@ -1,0 +1,1 @@
+"""What a graph holds and what it costs, without running it."""

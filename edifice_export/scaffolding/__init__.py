@@ -1,0 +1,1 @@
+"""Sample programs in other languages, with a bundle beside them."""

@@ -1,0 +1,1 @@
+"""Whose names and layouts tensors have, one source a file: to and from the reference models' own."""

@@ -1,0 +1,1 @@
+"""The architectures, one file each, the layers that they share, and the registry of them."""
