@@ -268,6 +268,7 @@ def _check_hash(folder: Path, name: str, expected: FileEntry, found: FileEntry) 
 
 
 def _read_tensor(path: Path, spec: TensorSpec) -> np.ndarray:
+    import numpy as np
     import onnx
     from google.protobuf.message import DecodeError
     from onnx import numpy_helper

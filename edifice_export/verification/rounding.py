@@ -69,11 +69,11 @@ def float32_error(model: nn.Module, trial: Trial) -> float:
     return max(found.own_error(name, given) for name in given.outputs or ("output",))
 
 
-class Rounding(TorchDispatchMode):
+class Rounding(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Within it, every float32 number that an operation reads is changed at random, as if it had been rounded anew."""
 
     def __init__(self, seed: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._generator = torch.Generator().manual_seed(seed)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -193,7 +193,7 @@ class _Float32:
         # What is not finite excuses nothing.
         return {
             name: torch.nan_to_num(
-                value.double().unflatten(0, (-1, len(self._given.frames))) - self._exact[name], 0, 0, 0
+                value.double().reshape(-1, len(self._given.frames), *value.shape[1:]) - self._exact[name], 0, 0, 0
             )
             for name, value in found.items()
         }
