@@ -27,6 +27,7 @@ from conftest import TINY
 from edifice_export import lowerings as functions
 from edifice_export.building import build as export
 from edifice_export.bundle.bundle import hash_files
+from edifice_export.bundle.manifest_reader import read_manifest
 from edifice_export.cli.app import main
 from edifice_export.graph import trace
 
@@ -141,6 +142,18 @@ def edit_manifest(bundle: Path, place: tuple[str | int, ...], value: Any) -> Non
     else:
         parent[place[-1]] = value
     (bundle / "manifest.json").write_text(json.dumps(content))
+
+
+def set_initial(bundle: Path, initial: Mapping[int, Any]) -> None:
+    """Has the manifest and the models of a bundle say that states, by their place, start from something else."""
+    for place, value in initial.items():
+        edit_manifest(bundle, ("states", place, "initial"), value)
+    for graph in ("stream", "prefill"):
+        says = read_manifest(bundle).essentials(graph)
+        model = onnx.load(bundle / graph / "model.onnx")
+        for entry in model.metadata_props:
+            entry.value = says.get(entry.key, entry.value)
+        forge(bundle, f"{graph}/model.onnx", model.SerializeToString())
 
 
 def forge(bundle: Path, name: str, content: bytes) -> None:

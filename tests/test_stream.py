@@ -234,7 +234,7 @@ def test_a_failure_of_onnxruntime_leaves_the_stream_as_it_was(
             stream.step(sequence[:, 8])
         patch.setattr(stream_module, "_PIECE", 1)
         patch.setattr(stream, "_prefill", Failing(stream._prefill, error, after=1))
-        with pytest.raises(ee.CheckError, match=r"failed on \[2, 5, 6\] frames: .*out of memory"):
+        with pytest.raises(ee.CheckError, match=r"failed on state_sequence \[2, 5, 6\]: .*out of memory"):
             stream.prefill(sequence)
     assert same(contents(stream), before)
     assert stream.rewindable == 8

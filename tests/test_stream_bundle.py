@@ -526,7 +526,7 @@ def test_a_frame_that_is_not_finite_is_named_and_nothing_is_written(
     ("arguments", "says"),
     [
         ("--input=x.npy --stride=2", "--stride 2: a stream sees every frame"),
-        ("--input=x.npy --stride=0", "--stride 0"),
+        ("--input=x.npy --stride=0", "stride must be an integer from 1"),
         ("--input=wide.npy", r"wide.npy must be \[frames, 6\]"),
         ("--input=double.npy", "must be native float32"),
         ("--input=no.npy", "no.npy does not exist"),

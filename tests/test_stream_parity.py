@@ -16,7 +16,7 @@ import cli_helpers as helpers
 import numpy as np
 import onnx
 import pytest
-from cli_helpers import REMOVED, edit_manifest, forge
+from cli_helpers import REMOVED, edit_manifest, forge, set_initial
 from conftest import TINY, any_architecture
 from onnx import TensorProto, helper, numpy_helper
 from stream_helpers import WINDOW
@@ -405,7 +405,7 @@ def test_a_wrong_initial_value_is_found(bundle: ee.Bundle, state: str, initial: 
     bot = tmp_path / "bot"
     shutil.copytree(bundle.path, bot)
     place = [each.name for each in bundle.manifest.states].index(state)
-    edit_manifest(bot, ("states", place, "initial"), initial)
+    set_initial(bot, {place: initial})
     _, failed = verified_wrong(bot)
     first = min(case.length for case in failed if case.source == "reference" and case.graph == "stream")
     assert first == (3 if (bundle.manifest.architecture, state) == ("hyena", "1.conv") else 1)
@@ -415,9 +415,8 @@ def test_a_wrong_initial_value_is_found(bundle: ee.Bundle, state: str, initial: 
 def test_what_an_unfilled_slot_holds_is_seen_by_nobody(bundle: ee.Bundle, tmp_path: Path) -> None:
     bot = tmp_path / "bot"
     shutil.copytree(bundle.path, bot)
-    for place, state in enumerate(bundle.manifest.states):
-        if state.name.endswith((".key", ".value")):
-            edit_manifest(bot, ("states", place, "initial"), 1e6)
+    rings = [place for place, state in enumerate(bundle.manifest.states) if state.name.endswith((".key", ".value"))]
+    set_initial(bot, dict.fromkeys(rings, 1e6))
     assert ee.verify(bot, ["cpu"]).passed
 
 
@@ -426,8 +425,8 @@ def test_initial_states_that_change_places_are_found(primed: ee.Bundle, kind: st
     bot = tmp_path / "bot"
     shutil.copytree(primed.path, bot)
     places = {state.name: place for place, state in enumerate(primed.manifest.states)}
-    for one, other in (("0", "1"), ("1", "0")):
-        edit_manifest(bot, ("states", places[f"{one}.{kind}"], "initial"), f"stream/initial/{other}.{kind}.pb")
+    swapped = (("0", "1"), ("1", "0"))
+    set_initial(bot, {places[f"{one}.{kind}"]: f"stream/initial/{other}.{kind}.pb" for one, other in swapped})
     assert ee.verify(primed, ["cpu"]).passed
     verified_wrong(bot)
 

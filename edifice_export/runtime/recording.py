@@ -18,7 +18,7 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from ..arguments import whole_number
-from ..errors import RequestError, brief
+from ..errors import ExportError, RequestError, brief
 from ..writing.files import check_output, replacing
 from .arrays import MAX_MAGNITUDE, first_beyond, why_beyond
 from .csv_recording import CsvLines, unpack_csv
@@ -163,7 +163,7 @@ def _refusing(what: str, remedy: str) -> Iterator[None]:
     """Makes whatever goes wrong a one-line RequestError."""
     try:
         yield
-    except RequestError:
+    except ExportError:
         raise
     except Exception as error:  # numpy's header parser, zipfile and zlib raise a dozen types on damaged files
         raise RequestError(f"{what} ({type(error).__name__}: {brief(error)}); {remedy}") from error

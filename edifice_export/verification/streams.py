@@ -221,7 +221,9 @@ def _run_test_data(bundle: Bundle, model: Model, provider: str, tolerance: float
     if longer is not None:
         folder, frames, wanted = longer
         stream = model.stream(frames.shape[0])
-        reached = [attempt(stream.step, frames[:, t], wanted[:, t]) for t in range(frames.shape[1])]
+        reached = [
+            attempt(stream.step, frames[:, t], wanted[:, min(t, wanted.shape[1] - 1)]) for t in range(frames.shape[1])
+        ]
         judge = _Judge(provider, tolerance, frames)
         yield judge("stream", folder, frames.shape[1], np.stack(reached, axis=1), wanted, whole=True)
 
