@@ -162,7 +162,7 @@ def test_rewinding_further_than_the_history_is_refused(model: ee.Model) -> None:
         for wrong in (rewindable + 1, 10**30):
             with pytest.raises(ee.RequestError, match=f"the history holds {rewindable}, of at most 3"):
                 stream.rewind(wrong)
-        for wrong in (-1, 1.0, True, "1", None, np.int64(1)):
+        for wrong in (-1, 1.0, True, "1", None, np.bool_(True)):
             with pytest.raises(ee.RequestError, match="frames to rewind must be an integer from 0"):
                 stream.rewind(wrong)
         assert same(contents(stream), before)
