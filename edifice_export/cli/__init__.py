@@ -1,1 +1,1 @@
-"""The command `edifice-export`: parses and prints, decides nothing."""
+"""The command `edifice-export`, a file for each of its commands: parses and prints, decides nothing."""

@@ -1,4 +1,4 @@
-"""The command `bench`: parses and prints."""
+"""The command `bench`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .console import print_json, print_table, progress_bar, say
+from .options import BundlePath, Json
 
 if TYPE_CHECKING:
     from ..benchmark.results import BenchReport
@@ -16,7 +17,7 @@ __all__ = ["bench"]
 
 
 def bench(
-    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder of a bundle.")],
+    bundle: BundlePath,
     graph: Annotated[str, typer.Option(metavar="window|stream|both", help="What to measure.")] = "both",
     provider: Annotated[
         list[str] | None,
@@ -43,7 +44,7 @@ def bench(
     ] = None,
     rounds: Annotated[int | None, typer.Option(help="Times that each is run [default: for about a second].")] = None,
     plot: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Draw the results (needs matplotlib).")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Measure a bundle's latency, throughput and memory on this machine, beside its bare matrix products."""
     from ..benchmark.bench import bench as measure

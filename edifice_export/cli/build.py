@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import json
-from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,7 +19,7 @@ from ..defaults import DEFAULT_OPSET, OPSETS, TOLERANCE
 from ..errors import RequestError
 from .console import print_json, progress_bar, say
 
-__all__ = ["BuildGroup", "parse_options"]
+__all__ = ["BuildGroup"]
 
 
 class Numerics(StrEnum):
@@ -80,25 +78,6 @@ class BuildGroup(TyperGroup):
         """Lists the architectures without making their commands."""
         with formatter.section("Architectures"):
             formatter.write_dl([(name, architecture.summary) for name, architecture in ARCHITECTURES.items()])
-
-
-def parse_options(assignments: Sequence[str]) -> dict[str, Any]:
-    """Options of an architecture from `name=value` texts; a value is a JSON number or boolean.
-
-    Raises:
-        RequestError: a text is not of that form, or names an option twice.
-    """
-    options: dict[str, Any] = {}
-    for text in assignments:
-        name, _, value = text.partition("=")
-        name = name.replace("-", "_")
-        try:
-            options[name] = options[name] if name in options else json.loads(value)
-        except ValueError as error:
-            raise RequestError(f"--option {text}: should be NAME=VALUE, such as num_heads=4") from error
-    if len(options) < len(assignments):
-        raise RequestError(f"--option {' '.join(assignments)}: names an option twice; give each once")
-    return options
 
 
 def _command(architecture: Architecture) -> Any:

@@ -1,0 +1,91 @@
+"""The command `verify`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .console import print_json, print_table, progress_bar, say
+from .options import BundlePath, Json
+
+if TYPE_CHECKING:
+    from ..verification.report import Case
+
+__all__ = ["verify"]
+
+
+def verify(
+    bundle: BundlePath,
+    provider: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--provider", metavar="NAME", help="Execution provider; repeat for several [default: all usable]."
+        ),
+    ] = None,
+    tolerance: Annotated[
+        float | None, typer.Option(help="Largest error allowed [default: the one it was built with].")
+    ] = None,
+    every_prefix: Annotated[
+        bool, typer.Option("--every-prefix", help="Every prefix length, even of a window above 256 frames.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Compare a bundle with its float64 reference; exit status 1 if they differ."""
+    from ..verification import verify as parity
+    from ..verification.report import describe_gap, describe_stream
+
+    with progress_bar("verifying") as progress:
+        report = parity.verify(bundle, provider, tolerance, every_prefix, progress)
+    if as_json:
+        failure = {} if report.passed else {"error": report.summary(), "exit_status": 1}
+        print_json(report.to_dict() | failure)
+    else:
+        if report.loosened is not None:
+            say(report.loosened)
+        rows = [
+            [
+                "graph",
+                "provider",
+                "compared with",
+                "batch",
+                "length",
+                "seed",
+                "magnitude",
+                "max abs",
+                "max rel",
+                "allowed",
+            ]
+        ]
+        rows += [_case_row(case) for case in report.cases[:10]]
+        print_table(rows)
+        say(f"(the worst {min(10, len(report.cases))} of {len(report.cases)} cases)")
+        if report.reference == "float64 reference":
+            if report.prefixes:
+                say(f"prefix lengths verified: {report.prefixes} of {report.window}")
+            if report.frames:
+                say(describe_stream(report.frames, report.histories))
+        else:
+            say("only the bundle's test data: the float64 reference needs torch, which can't be imported here")
+        if report.recurrence_gap is not None:
+            say(describe_gap(report.recurrence_gap))
+        if report.passed:
+            say(f"ok: {report.summary()}")
+    if not report.passed:
+        say(f"error: verify {bundle}: {report.summary()}", err=True)
+        raise typer.Exit(1)
+
+
+def _case_row(case: Case) -> list[str]:
+    return [
+        case.graph,
+        case.provider,
+        case.source,
+        str(case.batch),
+        str(case.length),
+        str(case.seed),
+        f"{case.magnitude:g}",
+        f"{case.max_abs:.1e}",
+        f"{case.max_rel:.1e}",
+        f"{case.allowed:.1e}",
+    ]
