@@ -18,8 +18,8 @@ import numpy as np
 from ..bundle.bundle import Bundle, open_bundle
 from ..defaults import TOLERANCE
 from ..errors import CheckError, brief
+from ..machine import require_torch, torch_threads, why_no_torch
 from ..runtime.providers import ORT_ERRORS
-from ..torch_import import require_torch, torch_threads, why_no_torch
 from ..verification.report import compare, describe_tolerance
 from .contestants import Contestant, Subject, bundle_contestants, forward
 from .footprint import footprint

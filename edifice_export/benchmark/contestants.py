@@ -18,9 +18,9 @@ import numpy as np
 import onnxruntime as ort
 
 from ..bundle.bundle import Bundle
+from ..machine import why_no_torch
 from ..runtime.model import Model, load
 from ..runtime.providers import device_of, short_name
-from ..torch_import import why_no_torch
 from .plan import Point
 
 if TYPE_CHECKING:

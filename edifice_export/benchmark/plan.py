@@ -11,7 +11,7 @@ from ..arguments import whole_number
 from ..building.build import BUILDS
 from ..bundle.bundle import Bundle
 from ..errors import RequestError
-from ..memory import physical_memory
+from ..machine import physical_memory
 from ..runtime.providers import MAX_THREADS
 from ..specification import BATCH
 

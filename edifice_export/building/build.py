@@ -19,7 +19,7 @@ from ..bundle.manifest import GRAPHS, MANIFEST, Manifest
 from ..bundle.staging import staging
 from ..defaults import DEFAULT_OPSET, OPSETS, TARGETS, TOLERANCE
 from ..errors import CheckError, RequestError
-from ..torch_import import require_torch, small_model_threads
+from ..machine import require_torch, small_model_threads
 from ..verification.report import Report
 from ..verification.verify import Progress, Verification, recurrence_gap
 from .test_data import write_all_test_data

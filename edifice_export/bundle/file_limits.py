@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from ..memory import physical_memory
+from ..machine import physical_memory
 from ..specification import BATCH, SEQUENCE, TensorSpec
 from .manifest import Manifest
 

@@ -12,7 +12,7 @@ from typing import Any
 from edifice_reference.models.config import MAX_WINDOW, NUMERICS
 
 from ..errors import CheckError, RequestError
-from ..memory import physical_memory
+from ..machine import physical_memory
 from ..specification import BATCH, SEQUENCE, StateSpec, TensorSpec
 from .file_limits import file_limits
 from .manifest import GRAPHS, MANIFEST, SCHEMA_VERSION, FileEntry, GraphEntry, Manifest, SequenceEntry

@@ -10,7 +10,7 @@ from edifice_reference.models.registry import Architecture, get_architecture
 
 from ..bundle.bundle import Bundle
 from ..errors import CheckError, RequestError
-from ..memory import physical_memory
+from ..machine import physical_memory
 from ..weights import Checkpoint, check_against, load_into, read_checkpoint
 
 if TYPE_CHECKING:

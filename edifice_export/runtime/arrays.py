@@ -7,7 +7,7 @@ import numpy as np
 from ..errors import NotFiniteError, RequestError
 from ..specification import TensorSpec
 
-__all__ = ["MAX_MAGNITUDE", "check_array", "check_output", "first_beyond", "why_beyond"]
+__all__ = ["MAX_MAGNITUDE", "check_array", "check_finite", "first_beyond", "why_beyond"]
 
 MAX_MAGNITUDE = 1e12
 """The largest number, and the smallest negated, that a frame may hold; `verify` goes up to it.
@@ -56,7 +56,7 @@ def why_beyond(value: float) -> str:
     return f"numbers up to {MAX_MAGNITUDE:g} are taken, beyond which float32 may overflow; scale or mend the input"
 
 
-def check_output(output: np.ndarray, name: str, consequence: str = "") -> None:
+def check_finite(output: np.ndarray, name: str, consequence: str = "") -> None:
     """Refuses what a graph gave if it is not finite.
 
     Args:

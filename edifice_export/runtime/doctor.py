@@ -6,7 +6,7 @@ import dataclasses
 import platform
 from importlib.metadata import PackageNotFoundError, version
 
-from ..torch_import import why_no_torch
+from ..machine import why_no_torch
 from .providers import all_providers, why_not_usable
 
 __all__ = ["Diagnosis", "ProviderState", "diagnose", "installed"]

@@ -12,7 +12,7 @@ import onnxruntime as ort
 
 from ..bundle.bundle import Bundle, open_bundle
 from ..errors import RequestError
-from .arrays import check_array, check_output
+from .arrays import check_array, check_finite
 from .providers import ORT_ERRORS, failed, open_session, placement, why_not_usable
 from .stream import HISTORY, Stream
 
@@ -95,7 +95,7 @@ class Model:
         except ORT_ERRORS as error:
             given = f"{self.input.name} {list(feed.shape)} with {', '.join(self.providers)}"
             raise failed(given, error) from error
-        check_output(output, self.output.name)
+        check_finite(output, self.output.name)
         result: np.ndarray = output if batched else output[0]
         return result
 

@@ -19,10 +19,10 @@ import onnxruntime as ort
 from ..arguments import whole_number
 from ..bundle.bundle import Bundle
 from ..errors import RequestError
-from ..memory import physical_memory
+from ..machine import physical_memory
 from ..specification import StateSpec, TensorSpec
 from ..writing.files import is_within
-from .arrays import check_array, check_output
+from .arrays import check_array, check_finite
 from .providers import ORT_ERRORS, device_of, failed, placement, short_name
 from .state_file import read_state, sizes_of, write_state
 
@@ -112,7 +112,7 @@ class Stream:
             binding.synchronize_outputs()
         except ORT_ERRORS as error:
             raise failed(f"a frame of {self.batch} streams", error) from error
-        check_output(self._result, self.output.name, _STAYS)
+        check_finite(self._result, self.output.name, _STAYS)
         self._advance(after)
         return self._result[0].copy() if single else self._result.copy()
 
@@ -137,7 +137,7 @@ class Stream:
         state, output = self._current, self._result
         for start in range(0, frames.shape[1], length):
             state, output = self._run_prefill(np.ascontiguousarray(frames[:, start : start + length]), state)
-            check_output(output, self.output.name, _STAYS)
+            check_finite(output, self.output.name, _STAYS)
         self._advance(state)
         return output[0].copy() if single else output
 

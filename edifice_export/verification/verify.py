@@ -13,10 +13,10 @@ import numpy as np
 from ..bundle.bundle import Bundle, open_bundle
 from ..defaults import TOLERANCE
 from ..errors import RequestError
+from ..machine import SMALL, small_model_threads, why_no_torch
 from ..runtime.model import load
 from ..runtime.providers import all_providers, why_not_usable
 from ..runtime.version import refuse_old_runtime
-from ..torch_import import SMALL, small_model_threads, why_no_torch
 from .report import Report, Trial, describe_tolerance
 from .side_by_side import Done, SideBySide
 from .streams import count_stream, run_stream

@@ -11,7 +11,7 @@ from edifice_reference.models.config import OptionError
 from edifice_reference.models.registry import Architecture, get_architecture
 
 from ..errors import RequestError
-from ..torch_import import require_torch
+from ..machine import require_torch
 from ..writing.files import check_output, replacing, same_file
 
 if TYPE_CHECKING:

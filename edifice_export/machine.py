@@ -1,4 +1,4 @@
-"""Whether torch is here: only building, and what compares with the reference model, need it."""
+"""What this machine has: memory, and torch, which only building and comparing with the reference model need."""
 
 from __future__ import annotations
 
@@ -8,10 +8,17 @@ from collections.abc import Iterator
 
 from .errors import RequestError
 
-__all__ = ["SMALL", "require_torch", "small_model_threads", "torch_threads", "why_no_torch"]
+__all__ = ["SMALL", "physical_memory", "require_torch", "small_model_threads", "torch_threads", "why_no_torch"]
 
 SMALL = 2**25
 """Parameters up to which a model is small."""
+
+
+def physical_memory() -> int | None:
+    """Bytes of memory of this machine, or None where the system doesn't say."""
+    if not hasattr(os, "sysconf"):
+        return None
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def why_no_torch() -> str | None:
