@@ -64,11 +64,11 @@ def float32_error(model: nn.Module, trial: Trial) -> float:
     return max(found.own_error(name, given) for name in given.outputs or ("output",))
 
 
-class Rounding(TorchDispatchMode):
+class Rounding(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Within it, every float32 number that an operation reads is changed at random, as if it had been rounded anew."""
 
     def __init__(self, seed: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._generator = torch.Generator().manual_seed(seed)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -187,13 +187,11 @@ class _Float32:
                 found = self._outputs(self._model, count, torch.float32)
         # What is not finite excuses nothing.
         return {
-            name: torch.nan_to_num(
-                value.double().unflatten(0, (-1, len(self._given.frames))) - self._exact[name], 0, 0, 0
-            )
+            name: torch.nan_to_num(value.reshape(-1, *self._exact[name].shape).double() - self._exact[name], 0, 0, 0)
             for name, value in found.items()
         }
 
-    def _outputs(self, model: nn.Module, count: int, dtype: torch.dtype) -> Outputs:
+    def _outputs(self, model: Any, count: int, dtype: torch.dtype) -> Outputs:
         """What a model gives for so many copies, one after the other in the batch."""
 
         def several(array: Any) -> Tensor:
@@ -201,6 +199,6 @@ class _Float32:
             return value.to(dtype) if value.is_floating_point() else value
 
         frames, state = self._given.frames, self._given.state
-        before = state and {name: several(value) for name, value in state.items()}
+        before = {name: several(value) for name, value in state.items()} if state is not None else None
         with torch.no_grad():
             return outputs_of(model, self._graph, self._given, several(frames), before)
