@@ -192,13 +192,11 @@ class _Float32:
                 found = self._outputs(self._model, count, torch.float32)
         # What is not finite excuses nothing.
         return {
-            name: torch.nan_to_num(
-                value.double().reshape(-1, len(self._given.frames), *value.shape[1:]) - self._exact[name], 0, 0, 0
-            )
+            name: torch.nan_to_num(value.reshape(-1, *self._exact[name].shape).double() - self._exact[name], 0, 0, 0)
             for name, value in found.items()
         }
 
-    def _outputs(self, model: nn.Module, count: int, dtype: torch.dtype) -> Outputs:
+    def _outputs(self, model: Any, count: int, dtype: torch.dtype) -> Outputs:
         """What a model gives for so many copies, one after the other in the batch."""
 
         def several(array: Any) -> Tensor:
@@ -206,6 +204,6 @@ class _Float32:
             return value.to(dtype) if value.is_floating_point() else value
 
         frames, state = self._given.frames, self._given.state
-        before = None if state is None else {name: several(value) for name, value in state.items()}
+        before = {name: several(value) for name, value in state.items()} if state is not None else None
         with torch.no_grad():
             return outputs_of(model, self._graph, self._given, several(frames), before)
