@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import subprocess
@@ -25,7 +26,7 @@ from torch import Tensor
 import edifice_export as ee
 from edifice_export.weights import read_checkpoint
 from edifice_export.weights.formats.nx_checkpoint import write_nx_checkpoint
-from edifice_reference.models.config import OptionError
+from edifice_reference.models.config import Config, OptionError
 from edifice_reference.models.layers import initialize
 from edifice_reference.models.registry import ARCHITECTURES, Architecture
 
@@ -42,7 +43,12 @@ WRITTEN = [
     ("bot.axon", None),
     ("bot.nxbin", None),
 ]
-UNTOLD = {"h3": {}, "hyena": {"window_size": 7}, "hymba": {"num_heads": 4}, "ss_transformer": {"num_heads": 4}}
+
+
+def untold(config: Config) -> dict[str, Any]:
+    """The options that no tensor's shape tells, as a model has them."""
+    fields = dataclasses.fields(config)
+    return {field.name: getattr(config, field.name) for field in fields if field.metadata["untold"]}
 
 
 def tiny_model(architecture: Architecture) -> torch.nn.Module:
@@ -128,7 +134,7 @@ def test_what_torch_trained_goes_to_edifice_and_back(
 ) -> None:
     model = tiny_model(architecture)
     save_file(model.state_dict(), tmp_path / "own.safetensors")
-    given: dict[str, Any] = UNTOLD[architecture.name]
+    given = untold(architecture.config_class(**TINY))
     ee.convert(tmp_path / "own.safetensors", tmp_path / target, names=names, **given)
     ee.convert(tmp_path / target, tmp_path / "back.safetensors", **(given if target[3:] in (".axon", ".nxbin") else {}))
     assert same(load_file(tmp_path / "back.safetensors"), dict(model.state_dict()))
@@ -230,7 +236,7 @@ def test_every_architecture_builds_from_every_container(name: str, suffix: str, 
     architecture = name.removesuffix("_small")
     weights = tmp_path / f"bot{suffix}"
     ee.convert(GOLDEN / f"{name}.safetensors", weights)
-    given = {"window_size": 10} | {name: getattr(model.config, name) for name in UNTOLD[architecture]}
+    given = {"window_size": 10} | untold(model.config)
     stated = suffix == ".nx"
     options = {} if stated else given
     bundle = ee.build(architecture, weights=weights, graph="window", output=tmp_path / "b", **options)

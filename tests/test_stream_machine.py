@@ -161,7 +161,6 @@ MILLION = 1_000_000
 
 REMEMBERING = {
     "h3": ("dt_log", -9, "out_proj.weight", 10),
-    "hyena": None,
     "hymba": ("dt_proj.bias", -20, "mamba.out_proj.weight", 1000),
     "ss_transformer": ("dt_proj.bias", 9, "ssm.out_proj.weight", 100),
 }
@@ -182,7 +181,7 @@ def remembering(name: str, folder: Path) -> ee.Bundle:
                 tensor.fill_(1)
             if own.endswith("dt_proj.weight"):
                 tensor.zero_()
-            if REMEMBERING[name] is not None:
+            if name in REMEMBERING:
                 step, value, weight, factor = REMEMBERING[name]
                 if own.endswith(step):
                     tensor.fill_(value)
@@ -223,7 +222,7 @@ def test_a_million_steps(name: str, tmp_path: Path) -> None:
             grown_from = resident()
     # A step that lost 8 bytes would be seen.
     assert resident() - grown_from < 6 * 2**20
-    if REMEMBERING[name] is not None:
+    if name in REMEMBERING:
         # It is no small part that could have drifted unseen: without what the recurrence remembers, all is different.
         forgetful = {kind: torch.zeros_like(value) if kind.endswith("ssm") else value for kind, value in state.items()}
         more = torch.tensor(frames(1, 100)).double()

@@ -15,7 +15,7 @@ from typer.main import get_command
 from edifice_reference.models.config import describe_range
 from edifice_reference.models.registry import ARCHITECTURES, Architecture, get_architecture
 
-from ..defaults import DEFAULT_OPSET, OPSETS, TOLERANCE
+from ..defaults import DEFAULT_OPSET, OPSETS, TARGETS, TOLERANCE
 from ..errors import RequestError
 from .console import print_json, progress_bar, say
 
@@ -35,16 +35,6 @@ class Graph(StrEnum):
     window = "window"
     stream = "stream"
     both = "both"
-
-
-class Target(StrEnum):
-    """What a graph is made fast for."""
-
-    portable = "portable"
-    cpu = "cpu"
-    cuda = "cuda"
-    dml = "dml"
-    web = "web"
 
 
 class Precision(StrEnum):
@@ -108,6 +98,15 @@ def _parameter(option: dataclasses.Field[Any]) -> inspect.Parameter:
     return inspect.Parameter(option.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
 
+_SCANLESS = ", ".join(name for name, is_fast_at_scan in TARGETS.items() if not is_fast_at_scan)
+
+
+def _target(text: str) -> str:
+    if text not in TARGETS:
+        raise typer.BadParameter(f"{text!r} is not one of {', '.join(TARGETS)}")
+    return text
+
+
 def _build(
     architecture: Architecture,
     options: dict[str, Any],
@@ -123,9 +122,13 @@ def _build(
         Graph, typer.Option(help="a whole window at once, one frame at a time with a state, or both")
     ] = Graph.both,
     target: Annotated[
-        Target,
-        typer.Option(help="what to make it fast for: without Scan for cuda, dml and web; it is right everywhere"),
-    ] = Target.portable,
+        str,
+        typer.Option(
+            parser=_target,
+            metavar=f"<{'|'.join(TARGETS)}>",
+            help=f"what to make it fast for: without Scan for {_SCANLESS}; it is right everywhere",
+        ),
+    ] = "portable",
     precision: Annotated[Precision, typer.Option(help="the type to compute in")] = Precision.fp32,  # noqa: ARG001
     optimize: Annotated[
         bool, typer.Option("--optimize/--no-optimize", help="apply the graph passes; the plain graph is for debugging")
@@ -150,7 +153,7 @@ def _build(
             weights=weights,
             numerics=numerics.value if numerics is not None else None,
             graph=graph.value,
-            target=target.value,
+            target=target,
             optimize=optimize,
             opset=opset,
             seed=seed,
