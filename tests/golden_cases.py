@@ -16,6 +16,9 @@ from edifice_reference.models.config import Numerics
 GOLDEN = Path(__file__).parent / "golden"
 CASES = sorted(path for path in GOLDEN.glob("*.safetensors") if not path.stem.endswith("_taps"))
 
+SMALL = [path.stem for path in CASES if path.stem.endswith("_small")]
+"""One of each architecture of which there is one: `<architecture>_small`."""
+
 
 def load_case(path: Path, numerics: Numerics = "edifice") -> tuple[torch.nn.Module, dict[str, Tensor]]:
     """The reference model with the parameters of a case, and the case's input and outputs."""

