@@ -37,6 +37,7 @@ from edifice_export.building.link import link
 from edifice_export.bundle.manifest import LOWERING
 from edifice_export.errors import CheckError
 from edifice_export.lowerings import LOWERINGS
+from edifice_reference.ops.op import NAMESPACE
 
 ALLOWED = 1e-5
 QUICK = (7, 20)
@@ -200,10 +201,14 @@ def write(text: str, cases: Sequence[Case], results: Sequence[Result], output: P
 
 
 def check_cases() -> None:
-    """Refuses to leave out an op that has several bodies."""
+    """Refuses to leave out an op of ours that has several bodies."""
     covered = {case.node for case in CASES}
     for op in LOWERINGS.values():
-        if len({each.name for each in op.lowerings if not each.is_frame}) > 1 and op.op_type not in covered:
+        if (
+            op.domain == NAMESPACE
+            and len({each.name for each in op.lowerings if not each.is_frame}) > 1
+            and op.op_type not in covered
+        ):
             raise SystemExit(f"{op.op_type} has several bodies and no case here; add one to CASES")
 
 
