@@ -21,7 +21,7 @@ from edifice_export.building.link import link
 from edifice_export.graph.trace import trace
 from edifice_export.lowerings import LOWERINGS
 from edifice_export.lowerings.lowering import Call, Lowering, Op
-from edifice_export.specification import TensorSpec
+from edifice_export.specification import InputSpec, TensorSpec, Values, shape_of
 from edifice_reference.ops.op import DeclaredOp
 
 
@@ -222,12 +222,13 @@ def _lower(case: Case, given: Arguments, entering: tuple[str, ...]) -> Lowered:
     is_frame = _is_frame(case, given)
     shapes = {name: _shape(case, name, given[name], is_frame) for name in entering}
     dtypes = {name: "int64" if name in case.op.integers else "float32" for name in entering}
-    inputs = [TensorSpec(name, dtypes[name], shapes[name]) for name in entering]
+    values = {"int64": Values("integers", 3), "float32": Values()}
+    inputs = [InputSpec(name, dtypes[name], shape_of(*shapes[name]), values[dtypes[name]]) for name in entering]
     y, *states = (value.shape for value in case.define(given))
     lead = shapes[case.read_out][: 1 if is_frame else 2]
-    outputs = [TensorSpec("y", "float32", (*lead, *y[len(lead) :]))]
+    outputs = [TensorSpec("y", "float32", shape_of(*lead, *y[len(lead) :]))]
     for name, state in zip(case.op.states, states, strict=True):
-        outputs.append(TensorSpec(f"{name}_after", "float32", shapes.get(name, ("batch", *state[1:]))))
+        outputs.append(TensorSpec(f"{name}_after", "float32", shape_of(*shapes.get(name, ("batch", *state[1:])))))
     module = Calls(case.op, given, entering)
     abstract = trace(module, inputs, outputs, 20)
     return Lowered(ir.to_proto(abstract), link(abstract))

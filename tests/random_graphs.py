@@ -293,9 +293,16 @@ class RandomGraph:
             outputs.append(self.same("Identity", self.pick()))
         if self.draw(st.integers(0, 3)) == 0 and self.sequences[-1].producer() is not None:
             outputs.append(self.sequences[-1])
+        outputs.append(self.streamed())
         self.graph.outputs.extend(dict.fromkeys(outputs))
         _drop_unread(self.graph)
         return ir.Model(self.graph, ir_version=10)
+
+    def streamed(self) -> ir.Value:
+        """x through an op, of all frames: ops tell which sizes are frames."""
+        x = self.sequences[0]
+        y, _ = self.op("CausalConv1d", [x, self.weight(4, 1, 2), self.weight(4)], sizes(x), ["batch", 1, 4], groups=4)
+        return y
 
     def head(self, frame: ir.Value) -> ir.Value:
         """Dense layers of one frame, some of which read the same."""

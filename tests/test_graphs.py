@@ -24,7 +24,7 @@ from edifice_export.errors import CheckError
 from edifice_export.graph.trace import trace
 from edifice_export.passes import optimize
 from edifice_export.programs.graphs import entry, signature, state_specs
-from edifice_export.specification import StateSpec, TensorSpec
+from edifice_export.specification import InputSpec, OutputSpec, StateSpec, TensorSpec, shape_of
 from edifice_reference import ops
 from edifice_reference.models.registry import ARCHITECTURES
 
@@ -199,8 +199,8 @@ def test_a_frozen_entry_computes_the_same_and_leaves_the_model_alone(case: Strea
 def test_a_state_of_one_number_is_that_number_and_another_is_a_file() -> None:
     usual = state_specs(Streamed(ARCHITECTURES["hymba"], "standard", {}).make().float().initial_state(1), "states")
     assert {spec.initial for spec in usual} == {0}
-    assert StateSpec("0.key", "float32", ("batch", 4, 7, 2), 0.0) in usual
-    assert usual[-1] == StateSpec("0.position", "int64", ("batch",), 0)
+    assert StateSpec("0.key", "float32", shape_of("batch", 4, 7, 2), 0.0) in usual
+    assert usual[-1] == StateSpec("0.position", "int64", shape_of("batch"), 0)
     options = {"meta_propagation": True}
     primed = state_specs(Streamed(ARCHITECTURES["hymba"], "standard", options).make().initial_state(1), "states")
     files = {spec.name: spec.initial for spec in primed if isinstance(spec.initial, str)}
@@ -209,13 +209,14 @@ def test_a_state_of_one_number_is_that_number_and_another_is_a_file() -> None:
 
 
 def test_what_each_graph_takes_and_gives() -> None:
-    state = StateSpec("0.ssm", "float32", ("batch", 3), 0.0)
-    past, present = (TensorSpec(f"{when}.0.ssm", "float32", ("batch", 3)) for when in ("past", "present"))
-    sequence = TensorSpec("state_sequence", "float32", ("batch", "sequence", 6))
-    output = TensorSpec("output", "float32", ("batch", 8))
+    state = StateSpec("0.ssm", "float32", shape_of("batch", 3), 0.0)
+    past = InputSpec("past.0.ssm", "float32", shape_of("batch", 3))
+    present = OutputSpec("present.0.ssm", "float32", shape_of("batch", 3))
+    sequence = InputSpec("state_sequence", "float32", shape_of("batch", "sequence", 6))
+    output = OutputSpec("output", "float32", shape_of("batch", 8), "last")
     assert signature("window", 6, 8, ()) == ((sequence,), (output,))
     assert signature("prefill", 6, 8, (state,)) == ((sequence, past), (output, present))
-    frame = TensorSpec("frame", "float32", ("batch", 6))
+    frame = InputSpec("frame", "float32", shape_of("batch", 6))
     assert signature("stream", 6, 8, (state,)) == ((frame, past), (output, present))
 
 
@@ -232,9 +233,12 @@ class FramesAndSequences(nn.Module):
 
 
 def test_an_op_in_two_forms_has_a_body_for_each() -> None:
-    inputs = [TensorSpec("x", "float32", ("batch", "sequence", 4)), TensorSpec("frame", "float32", ("batch", 4))]
+    inputs = [
+        InputSpec("x", "float32", shape_of("batch", "sequence", 4)),
+        InputSpec("frame", "float32", shape_of("batch", 4)),
+    ]
     module = FramesAndSequences()
-    model = link(trace(module, inputs, [TensorSpec("y", "float32", ("batch", 4))], 20))
+    model = link(trace(module, inputs, [TensorSpec("y", "float32", shape_of("batch", 4))], 20))
     onnx.checker.check_model(model, full_check=True)
     bodies = ["LinearScan_blocked_3to2", "LinearScan_frame_3to1"]
     assert [node.op_type for node in model.graph.node if node.domain == "edifice"] == bodies
@@ -248,8 +252,11 @@ def test_an_op_in_two_forms_has_a_body_for_each() -> None:
 
 
 def test_an_op_without_a_body_is_refused() -> None:
-    inputs = [TensorSpec("x", "float32", ("batch", "sequence", 4)), TensorSpec("frame", "float32", ("batch", 4))]
-    model = trace(FramesAndSequences(), inputs, [TensorSpec("y", "float32", ("batch", 4))], 20)
+    inputs = [
+        InputSpec("x", "float32", shape_of("batch", "sequence", 4)),
+        InputSpec("frame", "float32", shape_of("batch", 4)),
+    ]
+    model = trace(FramesAndSequences(), inputs, [TensorSpec("y", "float32", shape_of("batch", 4))], 20)
     (first, second) = [node for node in model.graph if node.domain == "edifice"]
     first.op_type = second.op_type = "NoSuchScan"
     with pytest.raises(CheckError, match="NoSuchScan has no function body; there are: edifice::CausalAttention"):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from edifice_export.building.link import link
 from edifice_export.graph.trace import trace
-from edifice_export.specification import TensorSpec
+from edifice_export.specification import InputSpec, TensorSpec, shape_of
 from edifice_reference import ops
 
 KERNELS = Path(__file__).parent / "kernels"
@@ -48,11 +48,12 @@ BODIES = ["SelectiveScan_plain_6to1", "SelectiveScan_plain_6to2", "SelectiveScan
 def model() -> onnx.ModelProto:
     """The scans, linked for 60 frames."""
     outputs = [
-        TensorSpec("second", "float32", ("batch", "sequence", 4)),
-        TensorSpec("state", "float32", ("batch", STATE, 4)),
-        TensorSpec("third", "float32", ("batch", 1, 4)),
+        TensorSpec("second", "float32", shape_of("batch", "sequence", 4)),
+        TensorSpec("state", "float32", shape_of("batch", STATE, 4)),
+        TensorSpec("third", "float32", shape_of("batch", 1, 4)),
     ]
-    linked = link(trace(Scans(), [TensorSpec("x", "float32", ("batch", "sequence", 4))], outputs, 20), 60)
+    x = InputSpec("x", "float32", shape_of("batch", "sequence", 4))
+    linked = link(trace(Scans(), [x], outputs, 20), {"sequence": 60})
     assert [node.op_type for node in linked.graph.node if node.domain] == BODIES
     return linked
 

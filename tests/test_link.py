@@ -14,26 +14,33 @@ import pytest
 import torch
 from lowered import nodes as all_nodes
 from onnx.reference import ReferenceEvaluator
+from onnxruntime.quantization import quantize_dynamic
 from torch import Tensor, nn
 
+import edifice_export as ee
 from edifice_export.building.link import link
 from edifice_export.bundle.body_names import body_name, op_of
-from edifice_export.bundle.manifest import LOWERING, REASON
+from edifice_export.bundle.manifest import GRAPHS, LOWERING, REASON
 from edifice_export.errors import CheckError
 from edifice_export.graph.trace import trace
 from edifice_export.lowerings import LOWERINGS
 from edifice_export.lowerings.linear_scan import MASKED
 from edifice_export.lowerings.lowering import Call, Op
-from edifice_export.specification import TensorSpec
+from edifice_export.specification import InputSpec, TensorSpec, shape_of
 from edifice_reference import ops
 
-X = TensorSpec("x", "float32", ("batch", "sequence", 4))
+X = InputSpec("x", "float32", shape_of("batch", "sequence", 4))
 
 
 def traced(module: nn.Module, *shapes: tuple[int | str, ...]) -> ir.Model:
     """An abstract graph from x to outputs of these shapes."""
-    outputs = [TensorSpec(f"y{index}", "float32", shape) for index, shape in enumerate(shapes)]
+    outputs = [TensorSpec(f"y{index}", "float32", shape_of(*shape)) for index, shape in enumerate(shapes)]
     return trace(module, [X], outputs, 20)
+
+
+def made_for(frames: int | None) -> dict[str, int]:
+    """What free sizes are made for: so many frames, or any number of them."""
+    return {"batch": 1} | ({} if frames is None else {"sequence": frames})
 
 
 def bodies(model: onnx.ModelProto, op: str) -> list[str]:
@@ -85,7 +92,7 @@ def test_nodes_of_one_op_may_have_different_bodies() -> None:
         (MASKED, "dml", "masked"),
         (MASKED + 1, "portable", "chunked"),
     ):
-        linked = link(model, length, target)
+        linked = link(model, made_for(length), target)
         assert [each[LOWERING] for each in said(linked)] == [name, name, name, "blocked"]
         nodes = [node for node in linked.graph.node if node.domain]
         assert [len(node.output) for node in nodes] == [1, 1, 2, 1]
@@ -101,11 +108,24 @@ def test_nodes_of_one_op_may_have_different_bodies() -> None:
         assert_right(linked, module)
 
 
+@pytest.mark.parametrize("graph", GRAPHS)
+def test_onnx_runtimes_own_tools_take_a_graph(bundle: ee.Bundle, graph: str, tmp_path: Path) -> None:
+    """Dynamic quantization compares what is said of every shape with what it infers."""
+    model = onnx.load(bundle.file(f"{graph}/model.onnx"))
+    held = {tensor.name for tensor in model.graph.initializer}
+    assert not held & {value.name for value in model.graph.value_info}
+    quantize_dynamic(bundle.file(f"{graph}/model.onnx"), tmp_path / "model.onnx")
+    inputs, outputs = next(bundle.test_data(graph))[1:]
+    session = ort.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    for found, wanted in zip(session.run(list(outputs), inputs), outputs.values(), strict=True):
+        assert np.abs(found - wanted).max() < 0.5 * max(1, np.abs(wanted).max())
+
+
 def test_no_two_functions_have_a_name_and_what_is_called_comes_first() -> None:
     """Runtimes below 1.27 take overloads of one name for one another; ONNX's own evaluator reads functions in turn."""
     module = Scans()
     for length, target in ((None, "portable"), (MASKED, "portable"), (MASKED, "dml")):
-        linked = link(traced(module, X.shape, ("batch", 4)), length, target)
+        linked = link(traced(module, X.shape, ("batch", 4)), made_for(length), target)
         known: set[str] = set()
         for function in linked.functions:
             assert not function.overload
@@ -138,7 +158,7 @@ def test_the_names_that_kernels_go_by_are_those_of_the_page(name: str) -> None:
 
 def test_zeros_that_nodes_start_from_are_one_constant() -> None:
     model = traced(Scans(), X.shape, ("batch", 4))
-    linked = link(model, 1000)
+    linked = link(model, {"sequence": 1000})
     zeros = [tensor for tensor in linked.graph.initializer if tensor.name.startswith("zeros")]
     assert [list(tensor.dims) for tensor in zeros] == [[1, 4]]
     assert not np.any(onnx.numpy_helper.to_array(zeros[0]))
@@ -160,7 +180,7 @@ class Same(nn.Module):
 
 def test_nodes_that_do_not_differ_share_a_body() -> None:
     module = Same()
-    linked = link(traced(module, X.shape), 50)
+    linked = link(traced(module, X.shape), {"sequence": 50})
     assert bodies(linked, "LinearScan") == ["LinearScan_either_3to1"]
     assert len(said(linked)) == 2
     assert_right(linked, module)
@@ -183,7 +203,7 @@ def test_what_is_not_read_is_not_computed() -> None:
 
     y, state = ("batch", "sequence", 1, 4), ("batch", 1, 3, 4)
     both, first = Reads(True), Reads(False)
-    whole, part = link(traced(both, y, state), 50, "dml"), link(traced(first, y), 50, "dml")
+    whole, part = link(traced(both, y, state), {"sequence": 50}, "dml"), link(traced(first, y), {"sequence": 50}, "dml")
     assert bodies(whole, "DiagonalScan") == ["DiagonalScan_masked_4to2"]
     assert bodies(part, "DiagonalScan") == ["DiagonalScan_masked_4to1"]
     assert "StateAfter" in {function.name for function in whole.functions}
@@ -196,7 +216,7 @@ def test_what_is_not_read_is_not_computed() -> None:
 
 
 def test_a_reason_is_given_for_every_choice() -> None:
-    linked = link(traced(Scans(), X.shape, ("batch", 4)), MASKED)
+    linked = link(traced(Scans(), X.shape, ("batch", 4)), {"sequence": MASKED})
     assert [each[REASON] for each in said(linked)] == [*[f"{MASKED} frames, at most {MASKED}"] * 3, "the only one"]
     assert said(link(traced(Scans(), X.shape, ("batch", 4))))[0][REASON] == "any number of frames"
 
@@ -204,28 +224,33 @@ def test_a_reason_is_given_for_every_choice() -> None:
 def test_linking_leaves_the_graph_alone_and_gives_the_same_again() -> None:
     model = traced(Scans(), X.shape, ("batch", 4))
     before = ir.to_proto(model)
-    first = link(model, 50)
+    first = link(model, {"sequence": 50})
     assert ir.to_proto(model) == before
-    assert link(model, 50).SerializeToString(deterministic=True) == first.SerializeToString(deterministic=True)
+    assert link(model, {"sequence": 50}).SerializeToString(deterministic=True) == first.SerializeToString(
+        deterministic=True
+    )
 
 
 @pytest.mark.parametrize(
-    ("size", "length", "expected"),
+    ("size", "sizes", "expected"),
     [
-        (5, None, 5),
-        ("batch", None, 1),
-        ("sequence", 60, 60),
-        ("sequence", None, None),
-        ("sequence + 4", 60, 64),
-        ("sequence + 4", None, None),
-        ("last_7", None, 7),
-        ("last_7", 60, 7),
-        ("last_7", 3, 3),
-        ("window", 60, None),
+        (5, {}, 5),
+        ("batch", {}, 1),
+        ("sequence", {"sequence": 60}, 60),
+        ("sequence", {}, None),
+        ("sequence + 4", {"sequence": 60}, 64),
+        ("sequence + 4", {}, None),
+        ("min(7, sequence)", {}, 7),
+        ("min(7, sequence)", {"sequence": 60}, 7),
+        ("min(7, sequence)", {"sequence": 3}, 3),
+        ("window", {"sequence": 60}, None),
+        ("height + width + 2", {"height": 5, "width": 6}, 13),
+        ("height + width", {"height": 5}, None),
+        ("height*width", {"height": 5, "width": 6}, None),
     ],
 )
 def test_a_choice_knows_what_sizes_are_made_for(
-    monkeypatch: pytest.MonkeyPatch, size: int | str, length: int | None, expected: int | None
+    monkeypatch: pytest.MonkeyPatch, size: int | str, sizes: dict[str, int], expected: int | None
 ) -> None:
     seen: list[Call] = []
 
@@ -234,7 +259,7 @@ def test_a_choice_knows_what_sizes_are_made_for(
     node = ir.node("LinearScan", [x, x], domain="edifice", num_outputs=2, name="scan")
     graph = ir.Graph([x], [node.outputs[0]], nodes=[node], opset_imports={"": 20, "edifice": 1})
     with pytest.raises(CheckError, match="scan: edifice::LinearScan has no body for 2 inputs"):
-        link(ir.Model(graph, ir_version=10), length, "web")
+        link(ir.Model(graph, ir_version=10), {"batch": 1} | sizes, "web")
     (call,) = seen
     assert call.shapes[0] == ("batch", size, 4)
     assert call.expected[0] == (1, expected, 4)

@@ -46,7 +46,7 @@ from edifice_export.defaults import OPSETS
 from edifice_export.graph.trace import trace
 from edifice_export.lowerings import LOWERINGS
 from edifice_export.runtime.providers import ORT_ERRORS
-from edifice_export.specification import TensorSpec
+from edifice_export.specification import InputSpec, Values, shape_of
 from edifice_reference import ops
 
 SEVERAL = settings(max_examples=40, deadline=None)
@@ -252,10 +252,10 @@ class TwoOfEach(nn.Module):
 def test_nodes_of_different_sizes_share_a_function() -> None:
     module = TwoOfEach()
     inputs = [
-        TensorSpec("x", "float32", ("batch", "sequence", 6)),
-        TensorSpec("position", "int64", ("batch",)),
-        TensorSpec("narrow", "float32", ("batch", 2, 4, 3)),
-        TensorSpec("wide", "float32", ("batch", 3, 7, 2)),
+        InputSpec("x", "float32", shape_of("batch", "sequence", 6)),
+        InputSpec("position", "int64", shape_of("batch"), Values("integers", 9)),
+        InputSpec("narrow", "float32", shape_of("batch", 2, 4, 3)),
+        InputSpec("wide", "float32", shape_of("batch", 3, 7, 2)),
     ]
     outputs = [dataclasses.replace(spec, name=f"{spec.name}_after") for spec in inputs if spec.dtype == "float32"]
     linked = link(trace(module, inputs, outputs, 20))
@@ -263,7 +263,8 @@ def test_nodes_of_different_sizes_share_a_function() -> None:
     session = ort.InferenceSession(linked.SerializeToString(), providers=["CPUExecutionProvider"])
     for batch, length in ((1, 1), (3, 10)):
         values = [
-            torch.randn(batch, *(length if size == "sequence" else size for size in spec.shape[1:])) for spec in inputs
+            torch.randn(*(size for size in spec.at({"batch": batch, "sequence": length}) if size is not None))
+            for spec in inputs
         ]
         values[1] = torch.arange(batch) * 5
         feeds = {spec.name: value.numpy() for spec, value in zip(inputs, values, strict=True)}

@@ -28,19 +28,21 @@ from torch import Tensor, nn
 
 import edifice_export as ee
 from edifice_export.building.link import link
-from edifice_export.graph.trace import export_program, trace
+from edifice_export.graph.capture import export_program
+from edifice_export.graph.trace import trace
 from edifice_export.inspection.report import explain
 from edifice_export.lowerings import HELPERS, LOWERINGS
 from edifice_export.lowerings.blocked_scan import BlockedScan
 from edifice_export.lowerings.domain import EDIFICE
 from edifice_export.passes import optimize
-from edifice_export.specification import TensorSpec
+from edifice_export.specification import InputSpec, TensorSpec, Values, shape_of
 from edifice_export.verification.locate import first_departure
+from edifice_export.verification.report import Given
 from edifice_reference import ops
 from edifice_reference.ops.op import plain_definitions
 
 MINE = Opset("mine", 1)
-X = TensorSpec("x", "float32", ("batch", "sequence", 4))
+X = InputSpec("x", "float32", shape_of("batch", "sequence", 4))
 
 
 @pytest.fixture(autouse=True)
@@ -80,7 +82,7 @@ def assert_agree(model: onnx.ModelProto, module: nn.Module, **integers: Callable
 
 
 def traced() -> ir.Model:
-    model = trace(Layers(), [X], [TensorSpec("y", "float32", ("batch", 4))], 20)
+    model = trace(Layers(), [X], [TensorSpec("y", "float32", shape_of("batch", 4))], 20)
     optimize(model)
     return model
 
@@ -97,7 +99,7 @@ def test_a_strangers_op_is_traced_rewritten_linked_run_and_explained(
     # Of the last layer one frame is read out, which is all that is computed of what reads it out.
     reads = [node.inputs[2].shape for node in (first, second) if node.inputs[2] is not None]
     assert [shape[1] for shape in reads if shape is not None] == ["sequence", 1]
-    linked = link(model, length)
+    linked = link(model, {} if length is None else {"sequence": length})
     assert_agree(linked, Layers())
     onnx.save(linked, tmp_path / "model.onnx")
     found = [entry for entry in explain(tmp_path / "model.onnx") if entry["op"] == "LeakyScan"]
@@ -111,21 +113,22 @@ def test_its_departure_from_the_definition_is_found(tmp_path: Path) -> None:
     (gain,) = wrong.attribute
     gain.f *= 2
     onnx.save(linked, tmp_path / "model.onnx")
-    graph = SimpleNamespace(inputs=[X], outputs=[TensorSpec("y", "float32", ("batch", 4))], model="model.onnx")
+    graph = SimpleNamespace(inputs=[X], outputs=[TensorSpec("y", "float32", shape_of("batch", 4))], model="model.onnx")
     bundle: Any = SimpleNamespace(
         manifest=SimpleNamespace(graphs={"window": graph}, opset=20), file=lambda name: tmp_path / name
     )
+    reference: Any = SimpleNamespace(feeds=lambda _, given: given.inputs, module=lambda _: module)
     x = np.random.default_rng(0).standard_normal((2, 9, 4)).astype(np.float32)
-    departure = first_departure(bundle, module, x, "window", "cpu", 1e-5)
+    departure = first_departure(bundle, reference, Given({"x": x}), "window", "cpu", 1e-5)
     assert departure is not None
     assert (departure.node, departure.op_type) == (wrong.name, f"mine::{wrong.op_type}")
     gain.f /= 2
     onnx.save(linked, tmp_path / "model.onnx")
-    assert first_departure(bundle, module, x, "window", "cpu", 1e-5) is None
+    assert first_departure(bundle, reference, Given({"x": x}), "window", "cpu", 1e-5) is None
 
 
 def test_alternatives_see_its_definition() -> None:
-    fixed = TensorSpec("x", "float32", (2, 5, 4))
+    fixed = InputSpec("x", "float32", shape_of(2, 5, 4))
 
     def has_op() -> bool:
         return any("mine" in str(node.target) for node in export_program(Layers(), [fixed]).graph.nodes)
@@ -164,7 +167,7 @@ def test_an_op_of_integers_whose_body_calls_a_function_of_another_domain() -> No
         def forward(self, x: Tensor, resets: Tensor) -> Tensor:
             return total(x * self.scale, resets)
 
-    resets = TensorSpec("resets", "int64", ("batch", "sequence"))
+    resets = InputSpec("resets", "int64", shape_of("batch", "sequence"), Values("integers", 2))
     linked = link(trace(Sums(), [X, resets], [TensorSpec("y", "float32", X.shape)], 20))
     assert {entry.domain: entry.version for entry in linked.opset_import} == {"": 20, "mine": 1, "edifice": 1}
     drawn = torch.Generator().manual_seed(0)
@@ -289,7 +292,7 @@ REFUSED: dict[str, tuple[str, Callable[..., Any], dict[str, Any], str]] = {
     "no shapes": ("mine::a", scanned, {"states": ["initial"], "streamed": ["x"]}, "declare shapes"),
     "no state": ("mine::a", scanned, {}, "with 0 states there are 1 outputs"),
     "no such input": ("mine::a", doubled, {"streamed": ["frames"]}, "frames: no such input; there are x"),
-    "a name for a list": ("mine::a", doubled, {"streamed": "x"}, "streamed is a list of names"),
+    "a name for a list": ("mine::a", doubled, {"streamed": "x"}, "streamed must be a list of names"),
     "no such fact": ("mine::a", doubled, {"state": "x"}, "state: no such thing is declared of an op"),
     "a read-out that is no sequence": ("mine::a", doubled, {"read_out": "x"}, "not among the streamed inputs"),
     "a first input of integers": ("mine::a", doubled, {"integers": ["x"]}, "first argument is a tensor of floating"),
@@ -324,7 +327,7 @@ def test_a_call_that_no_body_computes_is_refused() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return scan(x, self.decay, x, 1.0)[0]
 
-    frame = TensorSpec("x", "float32", ("batch", 4))
+    frame = InputSpec("x", "float32", shape_of("batch", 4))
     model = trace(Frames(), [frame], [TensorSpec("y", "float32", frame.shape)], 20)
     with pytest.raises(ee.CheckError, match="mine::Integrated has no body for one frame with 3 inputs"):
         link(model)

@@ -24,18 +24,19 @@ from torch import Tensor, nn
 
 import edifice_export as ee
 from edifice_export.building.link import link
-from edifice_export.bundle.manifest import GRAPHS
+from edifice_export.bundle.manifest import GRAPHS, plain
 from edifice_export.errors import CheckError
-from edifice_export.graph.trace import check_same_graph, check_symbolic, export_program, trace, translate
-from edifice_export.graph.translations import parsed_once
+from edifice_export.graph.capture import check_same_graph, export_program
+from edifice_export.graph.torch_private import parsed_once
+from edifice_export.graph.trace import check_symbolic, trace, translate
 from edifice_export.programs.graphs import entry, signature, state_specs
-from edifice_export.specification import TensorSpec
+from edifice_export.specification import InputSpec, TensorSpec, shape_of
 from edifice_reference.models.layers import initialize
 from edifice_reference.models.registry import ARCHITECTURES, Architecture
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
-INPUT = TensorSpec("x", "float32", ("batch", "sequence", 4))
-OUTPUT = TensorSpec("y", "float32", ("batch", 4))
+INPUT = InputSpec("x", "float32", shape_of("batch", "sequence", 4))
+OUTPUT = TensorSpec("y", "float32", shape_of("batch", 4))
 
 
 @functools.cache
@@ -105,10 +106,10 @@ def test_a_bundles_models_pass_the_checker_and_load_where_nothing_of_ours_is_imp
     done = subprocess.run([sys.executable, "-c", code, *paths], capture_output=True, text=True, check=True)
     # Nor does a runtime find anything to warn of.
     assert done.stderr == ""
-    options = bundle.manifest.options
+    options = bundle.manifest.program.options
     shapes = done.stdout.splitlines()
     assert shapes[0] == f"[['batch', 'sequence', {options['embed_dim']}]] [['batch', {options['hidden_size']}]]"
-    declared = [([list(i.shape) for i in g.inputs], [list(o.shape) for o in g.outputs]) for g in graphs.values()]
+    declared = [[[plain(spec.shape) for spec in specs] for specs in (g.inputs, g.outputs)] for g in graphs.values()]
     assert shapes == [f"{inputs} {outputs}" for inputs, outputs in declared]
 
 
@@ -216,7 +217,7 @@ def test_the_guards_see_what_differs() -> None:
     good = trace(Doubles(), [INPUT], [OUTPUT], 20)
     check_symbolic(good, [INPUT], [OUTPUT])
     with pytest.raises(CheckError, match=r"y was declared \[batch, 5\] and exported as \[batch, 4\]"):
-        check_symbolic(good, [INPUT], [TensorSpec("y", "float32", ("batch", 5))])
+        check_symbolic(good, [INPUT], [TensorSpec("y", "float32", shape_of("batch", 5))])
     with pytest.raises(CheckError, match="1 inputs or outputs where 0 were declared"):
         check_symbolic(good, [INPUT], [])
     good.graph.inputs[0].shape = ir.Shape([2, ir.SymbolicDim("sequence"), 4])
@@ -311,7 +312,7 @@ def test_transposes_that_cancel_are_taken_out() -> None:
             y = x.transpose(1, 2).transpose(2, 1) * self.scale
             return y.permute(2, 0, 1).permute(1, 2, 0)
 
-    same = TensorSpec("y", "float32", ("batch", "sequence", 4))
+    same = TensorSpec("y", "float32", shape_of("batch", "sequence", 4))
     assert [node.op_type for node in trace(Turning(), [INPUT], [same], 20).graph] == ["Mul"]
 
 

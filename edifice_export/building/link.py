@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,7 @@ from ..errors import CheckError
 from ..lowerings import HELPERS, LOWERINGS, op_of_node
 from ..lowerings.domain import VERSION
 from ..lowerings.lowering import Body, Call, Choice, Op
-from ..specification import BATCH, SEQUENCE
+from ..specification import Size
 
 __all__ = ["IR_VERSION", "check", "link"]
 
@@ -30,12 +29,13 @@ IR_VERSION = 10
 """Old enough for runtimes of 2024; the first in which nodes have metadata."""
 
 
-def link(model: ir.Model, length: int | None = None, target: str = "portable") -> onnx.ModelProto:
+def link(model: ir.Model, sizes: Mapping[str, int] | None = None, target: str = "portable") -> onnx.ModelProto:
     """Chooses a lowering for each op and attaches its body, which the node then calls: see body_names.
 
     Args:
         model: an abstract graph; it is not changed.
-        length: frames that the graph is made for at once; None where any number may come. It is right for all.
+        sizes: the numbers that free sizes are made for, by symbol; those that are not in it may be any. It is right for
+            all.
         target: what it is lowered for, see defaults.TARGETS.
 
     Returns:
@@ -46,24 +46,25 @@ def link(model: ir.Model, length: int | None = None, target: str = "portable") -
     """
     linked = ir.to_proto(model)
     linked.ir_version = IR_VERSION
-    chosen = [(node, op, _choose(node, op, _call(node, length, target))) for node, op in _ops(model)]
+    _say_shapes_once(linked)
+    chosen = [(node, op, _choose(node, op, _call(node, sizes or {}, target))) for node, op in _ops(model)]
     bodies: dict[str, tuple[Body, int, list[Sizes]]] = {}
     protos = {node.name: node for node in linked.graph.node}
     for node, op, choice in chosen:
         proto = protos[node.name]
-        sizes = [_sizes_of(value) for value in node.inputs]
+        given = [_sizes_of(value) for value in node.inputs]
         if choice.lowering.inputs > len(node.inputs):
-            sizes += _give_zeros(linked, proto, node, op)
+            given += _give_zeros(linked, proto, node, op)
         outputs = _used_outputs(node)
         del proto.output[outputs:]
         proto.op_type = body_name(op.op_type, choice.lowering.name, choice.lowering.inputs, outputs)
         for attribute, (index, axis) in choice.lowering.sizes.items():
-            known = sizes[index]
+            known = given[index]
             assert known is not None
             proto.attribute.append(onnx.helper.make_attribute(attribute, known[axis]))
         for key, value in ((LOWERING, choice.lowering.name), (REASON, choice.why)):
             proto.metadata_props.add(key=key, value=value)
-        bodies.setdefault(_qualified(proto), (choice.lowering.body, outputs, []))[2].append(sizes)
+        bodies.setdefault(_qualified(proto), (choice.lowering.body, outputs, []))[2].append(given)
     functions: list[onnx.FunctionProto] = []
     helpers: dict[str, list[Sizes]] = {}
     for name, (body, outputs, calls) in sorted(bodies.items(), reverse=True):
@@ -88,6 +89,14 @@ def check(path: Path) -> None:
         onnx.checker.check_model(str(path), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise CheckError(f"the linked graph does not pass ONNX's checker: {str(error).strip()}") from error
+
+
+def _say_shapes_once(model: onnx.ModelProto) -> None:
+    """Leaves out what is said of initializers again, which are what they are; other tools compare the two."""
+    held = {tensor.name for tensor in model.graph.initializer}
+    others = [value for value in model.graph.value_info if value.name not in held]
+    del model.graph.value_info[:]
+    model.graph.value_info.extend(others)
 
 
 def _ops(model: ir.Model) -> Iterator[tuple[ir.Node, Op]]:
@@ -127,7 +136,7 @@ def _qualified(node: onnx.NodeProto) -> str:
     return f"{node.domain}::{node.op_type}"
 
 
-def _call(node: ir.Node, length: int | None, target: str) -> Call:
+def _call(node: ir.Node, sizes: Mapping[str, int], target: str) -> Call:
     constants = tuple(
         value.const_value.numpy()
         if value is not None and value.is_initializer() and value.const_value is not None
@@ -136,7 +145,7 @@ def _call(node: ir.Node, length: int | None, target: str) -> Call:
     )
     return Call(
         tuple(_symbols_of(value) for value in node.inputs),
-        tuple(_expected_sizes(value, length) for value in node.inputs),
+        tuple(_expected_sizes(value, sizes) for value in node.inputs),
         constants,
         target,
     )
@@ -154,22 +163,17 @@ def _symbols_of(value: ir.Value | None) -> tuple[int | str | None, ...] | None:
     return tuple(size if isinstance(size, int) else size.value for size in value.shape)
 
 
-def _expected_sizes(value: ir.Value | None, length: int | None) -> Dims:
+def _expected_sizes(value: ir.Value | None, sizes: Mapping[str, int]) -> Dims:
     if value is None or value.shape is None:
         return None
-    return tuple(_expected(size, length) for size in value.shape)
+    return tuple(size if isinstance(size, int) else _expected(size, sizes) for size in value.shape)
 
 
-def _expected(size: int | ir.SymbolicDim, length: int | None) -> int | None:
-    """The number that a symbol stands for: of the names of specification.py, of last_frames, or of a sum with one."""
-    if isinstance(size, int):
-        return size
-    if size.value == BATCH:
-        return 1
-    if last := re.fullmatch(r"last_(\d+)", size.value or ""):
-        return int(last[1]) if length is None else min(int(last[1]), length)
-    added = re.fullmatch(rf"{SEQUENCE}(?: \+ (\d+))?", size.value or "")
-    return length + int(added[1] or 0) if added and length is not None else None
+def _expected(size: ir.SymbolicDim, sizes: Mapping[str, int]) -> int | None:
+    """The number that a free size stands for; of the last frames of any number, as many as are taken."""
+    parsed = Size.parse(size.value or "?")
+    found = parsed.at(sizes)
+    return parsed.last if found is None else found
 
 
 def _give_zeros(model: onnx.ModelProto, proto: onnx.NodeProto, node: ir.Node, op: Op) -> Sizes:

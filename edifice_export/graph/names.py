@@ -10,7 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 import onnx_ir as ir
 import torch
 
-from ..specification import TensorSpec
+from ..errors import CheckError
+from ..specification import Size, TensorSpec
 
 __all__ = ["rename", "scoped_names"]
 
@@ -36,17 +37,20 @@ def scoped_names(graph: torch.fx.Graph) -> dict[str, str]:
     return names
 
 
-def rename(
-    model: ir.Model, traced: torch.fx.Graph, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
-) -> None:
+def rename(model: ir.Model, traced: torch.fx.Graph, inputs: Sequence[TensorSpec], outputs: Sequence[str]) -> None:
     """Gives dimensions their declared symbols and nodes and values the names of where they come from.
 
     Args:
         model: what torch's exporter made.
         traced: the torch graph that it made it of.
         inputs: as declared, in order.
-        outputs: likewise.
+        outputs: their names.
     """
+    if len(model.graph.inputs) != len(inputs):
+        raise CheckError(
+            f"torch's exporter made a graph of {len(model.graph.inputs)} inputs of a module of {len(inputs)}: an "
+            "operator in it wants a size as an input; fix that size, or compute it otherwise"
+        )
     scoped = scoped_names(traced)
     symbols = {
         dim.value: str(symbol)
@@ -54,13 +58,13 @@ def rename(
         for symbol, dim in zip(spec.shape, value.shape or (), strict=True)
         if isinstance(dim, ir.SymbolicDim) and dim.value is not None
     }
-    taken: Counter[str] = Counter()
+    declared = {*(spec.name for spec in inputs), *outputs}
+    taken = Counter(declared)
 
     def unique(name: str) -> str:
         taken[name] += 1
         return name if taken[name] == 1 else f"{name}_{taken[name] - 1}"
 
-    declared = {spec.name for spec in (*inputs, *outputs)}
     for node in model.graph:
         node.name = unique(_source(node, scoped))
         node.metadata_props.clear()
@@ -94,7 +98,8 @@ def _source(node: ir.Node, scoped: Mapping[str, str]) -> str:
 def _resymbol(dim: int | ir.SymbolicDim, symbols: Mapping[str, str]) -> int | ir.SymbolicDim:
     if isinstance(dim, int) or dim.value is None:
         return dim
-    return ir.SymbolicDim(re.sub(r"\b[a-z]\w*", lambda match: symbols.get(match[0], match[0]), dim.value))
+    named = re.sub(r"\b[a-z]\w*", lambda match: symbols.get(match[0], match[0]), dim.value)
+    return ir.SymbolicDim(str(Size.parse(named)))
 
 
 def _values(graph: ir.Graph) -> Iterator[ir.Value]:

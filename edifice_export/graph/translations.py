@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import onnx
@@ -15,31 +13,14 @@ from ..errors import CheckError
 from ..lowerings import LOWERINGS
 from ..lowerings.domain import VERSION
 from ..lowerings.lowering import Op
+from .stable_forms import STABLE_FORMS
 
-__all__ = ["parsed_once", "translations"]
+__all__ = ["translations"]
 
 
 def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
-    """For torch's exporter: every registered op becomes a node of the same name in camel case."""
-    return {op.declared.registered: _translation(op) for op in LOWERINGS.values()}
-
-
-@contextlib.contextmanager
-def parsed_once() -> Iterator[None]:
-    """Keeps what onnxscript reads in the source of torch's own translations.
-
-    torch's exporter asks for all of them in every export, and onnxscript parses each anew: a tenth of a build.
-    """
-    _TRACED.function_ir = property(_parsed)
-    try:
-        yield
-    finally:
-        _TRACED.function_ir = _PARSES
-
-
-_TRACED: Any = values.TracedOnnxFunction
-_PARSES = _TRACED.function_ir
-_parsed = functools.cache(_PARSES.fget)
+    """For torch's exporter: every registered op becomes a node of the same name in camel case; see stable_forms."""
+    return {**STABLE_FORMS, **{op.declared.registered: _translation(op) for op in LOWERINGS.values()}}
 
 
 def _translation(op: Op) -> Callable[..., Any]:

@@ -7,6 +7,7 @@ from typing import ParamSpec, TypeVar, Unpack
 
 from edifice_reference.ops.op import DeclaredOp, Facts, declared
 
+from ..arguments import callback, flag, several, text, whole_number
 from ..errors import RequestError
 from .lowering import Body, Call, Lowering
 from .registry import register
@@ -44,6 +45,10 @@ def op(
         RequestError: the name is taken, there are no bodies, or one of them or what is declared doesn't fit.
     """
 
+    text("name", name)
+    bodies, prefer = several("bodies", bodies, "onnxscript functions"), callback("prefer", prefer)
+    _check_facts(facts)
+
     def decorate(definition: Callable[P, R]) -> DeclaredOp[P, R]:
         namespace = name.partition("::")[0]
         if namespace.partition(".")[0] in _TAKEN:
@@ -58,6 +63,25 @@ def op(
         return op
 
     return decorate
+
+
+def _check_facts(facts: Facts) -> None:
+    """Refuses what is of another type than Facts says; that it fits the definition is for `declared` to find out."""
+    callback("shapes", facts.get("shapes"))
+    for what in ("streamed", "states", "integers"):
+        for name in several(what, facts.get(what, ()), "names"):
+            text(f"each of {what}", name)
+    for case in several("cases", facts.get("cases", ()), "functions"):
+        callback("each of cases", case)
+    for what in ("reads_one_or_all", "ends_with_state"):
+        flag(what, facts.get(what, False))
+    if "read_out" in facts:
+        text("read_out", facts["read_out"])
+    match facts.get("sees", 1):
+        case (str(), int()):
+            pass
+        case sees:
+            whole_number("sees", sees, 1)
 
 
 _TAKEN = frozenset({"ai", "aten", "com", "edifice", "onnx", "prim", "prims"})

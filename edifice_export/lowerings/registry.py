@@ -79,7 +79,8 @@ def _check_body(op: Op, lowering: Lowering) -> None:
     declared, body = op.declared, lowering.body
     if not isinstance(body, OnnxFunction):
         raise RequestError(
-            f"op {declared.qualified}: {body!r} is no body; give functions that are decorated with onnxscript's script"
+            f"op {declared.qualified}: {body!r:.80} in bodies is no body; give functions that are decorated with "
+            "onnxscript's script"
         )
     proto, name = body.to_function_proto(), f"op {declared.qualified}: body {body.name}"
     allowed = [declared.inputs[:count] for count in range(_fewest(declared), len(declared.inputs) + 1)]

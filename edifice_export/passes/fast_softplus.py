@@ -9,7 +9,6 @@ from typing import cast
 import numpy as np
 import onnx_ir as ir
 
-from ..specification import SEQUENCE
 from .editing import array_of, given, initializer, is_constant, new_value, only_reader, remove
 
 __all__ = ["fast_softplus"]
@@ -47,7 +46,7 @@ def _is_wide_sequence(value: ir.Value) -> bool:
     if value.shape is None or value.is_graph_output():
         return False
     *lead, width = value.shape
-    frames = any(isinstance(size, ir.SymbolicDim) and size.value == SEQUENCE for size in lead)
+    frames = any(isinstance(size, ir.SymbolicDim) for size in lead[1:])  # whatever the axis is called
     return frames and isinstance(width, int) and width >= WIDE
 
 

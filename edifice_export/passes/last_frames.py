@@ -12,7 +12,7 @@ import onnx_ir as ir
 from edifice_reference.ops.op import DeclaredOp
 
 from ..lowerings.registry import op_of_node
-from ..specification import SEQUENCE
+from ..specification import Size, last_of
 from .editing import array_of, axis_of, given, initializer, is_constant, new_value, remove
 
 __all__ = ["last_frames"]
@@ -48,6 +48,7 @@ class _Narrowing:
 
     def __init__(self, graph: ir.Graph) -> None:
         self.graph = graph
+        self.frames = _Frames(graph)
         self.needed: dict[ir.Value, float] = {}  # frames that some reader needs
         self.counts: dict[
             ir.Node, list[float] | None
@@ -60,7 +61,7 @@ class _Narrowing:
         for value in self.graph.outputs:
             self.needed[value] = ALL
         for node in reversed(nodes):
-            self.counts[node] = _counts(node, self._of(node))
+            self.counts[node] = _counts(self.frames, node, self._of(node))
             for value, count in self._needs(node):
                 self.needed[value] = max(self.needed.get(value, 0), count)
         narrowed = 0
@@ -87,28 +88,29 @@ class _Narrowing:
 
     def _narrow(self, node: ir.Node) -> bool:
         """Gives a node no more frames than it needs."""
-        if _selects_the_last(node):
+        if _selects_the_last(self.frames, node):
             return False
         of, counts = self._of(node), self.counts[node]
         if counts is None:
             return False
         for index, value in enumerate(node.inputs):
-            if value is not None and counts[index] < self.held.get(value, ALL) and _sequence_axis(value) is not None:
+            if value is not None and counts[index] < self.held.get(value, ALL) and self.frames.axis(value) is not None:
                 node.replace_input_with(index, self._slice(node, value, counts[index]))
         if of == ALL:
             return False
         held = _held(node, of, counts)
         for value in node.outputs if node.op_type == "Split" else node.outputs[:1]:
-            axis = _sequence_axis(value)
+            axis = self.frames.axis(value)
             if axis is not None and value.shape is not None:
                 self.held[value] = held
-                value.shape = ir.Shape([*value.shape[:axis], _size(held), *value.shape[axis + 1 :]])
+                size = self.frames.last(value.shape[axis], held)
+                value.shape = ir.Shape([*value.shape[:axis], size, *value.shape[axis + 1 :]])
         return True
 
     def _slice(self, node: ir.Node, value: ir.Value, count: float) -> ir.Value:
         """The last frames of a value, before the node that first needs them."""
         if (value, count) not in self.sliced:
-            axis = cast(int, _sequence_axis(value))
+            axis = cast(int, self.frames.axis(value))
             name = f"{value.name}/last_{count:.0f}"
             bounds = [
                 initializer(self.graph, f"{what}_{number:.0f}", np.array([number], np.int64))
@@ -117,7 +119,8 @@ class _Narrowing:
             slicing = ir.node("Slice", [value, *bounds], name=name)
             shape = value.shape
             assert shape is not None
-            new_value(slicing.outputs[0], value, name, [*shape[:axis], _size(count), *shape[axis + 1 :]])
+            size = self.frames.last(shape[axis], count)
+            new_value(slicing.outputs[0], value, name, [*shape[:axis], size, *shape[axis + 1 :]])
             self.graph.insert_before(node, slicing)
             self.sliced[value, count] = slicing.outputs[0]
         return self.sliced[value, count]
@@ -126,93 +129,111 @@ class _Narrowing:
 _END = 2**63 - 1
 
 
-def _size(count: float) -> int | ir.SymbolicDim:
-    """Of the last frames: as many as there are, at most `count`; one there always is."""
-    return 1 if count == 1 else ir.SymbolicDim(f"last_{count:.0f}")
+class _Frames:
+    """Which sizes are frames: those of the streamed inputs of ops, and the last of them."""
+
+    def __init__(self, graph: ir.Graph) -> None:
+        self._symbols: set[str] = set()
+        for node in graph:
+            op = op_of_node(node)
+            streamed = op.declared.streamed if op is not None else ()
+            for name, value in zip(op.declared.inputs if op is not None else (), node.inputs, strict=False):
+                if name in streamed and value is not None and value.shape is not None and len(value.shape) > 1:
+                    self._symbols.update(_symbols(value.shape[1]))
+
+    def axis(self, value: ir.Value | None) -> int | None:
+        """The axis of frames, whole or narrowed."""
+        if value is None or value.shape is None:
+            return None
+        found = [axis for axis, size in enumerate(value.shape) if self._symbols.intersection(_symbols(size))]
+        return found[0] if len(found) == 1 else None
+
+    def last(self, size: int | ir.SymbolicDim, count: float) -> int | ir.SymbolicDim:
+        """Of the last frames: as many as there are, at most `count`; one there always is."""
+        if count == 1:
+            return 1
+        (symbol,) = _symbols(size)
+        return ir.SymbolicDim(str(last_of(symbol, int(count))))
 
 
-def _sequence_axis(value: ir.Value | None) -> int | None:
-    """The axis of frames, whole or narrowed."""
-    if value is None or value.shape is None:
-        return None
-    found = [axis for axis, size in enumerate(value.shape) if isinstance(size, ir.SymbolicDim) and _is_frames(size)]
-    return found[0] if len(found) == 1 else None
+def _symbols(size: int | ir.SymbolicDim) -> tuple[str, ...]:
+    """The one symbol of a size that is it, or some of its last; none of others."""
+    if not isinstance(size, ir.SymbolicDim) or size.value is None:
+        return ()
+    parsed = Size.parse(size.value)
+    return parsed.symbols if parsed.symbol is not None or parsed.last is not None else ()
 
 
-def _is_frames(size: ir.SymbolicDim) -> bool:
-    return size.value == SEQUENCE or (size.value or "").startswith("last_")
-
-
-def _selects_the_last(node: ir.Node) -> bool:
+def _selects_the_last(frames: _Frames, node: ir.Node) -> bool:
     """Whether a node takes the last frame away from a sequence."""
     if node.op_type != "Gather" or node.domain or not is_constant(node.inputs[1]):
         return False
     value = given(node, 0)
-    axis = _sequence_axis(value)
+    axis = frames.axis(value)
     index = array_of(node.inputs[1])
     return axis is not None and axis == axis_of(node, len(value.shape or ())) and index.shape == () and index == -1
 
 
-def _counts(node: ir.Node, of: float) -> list[float] | None:
+def _counts(frames: _Frames, node: ir.Node, of: float) -> list[float] | None:
     """Frames that a node needs of each input to give the last `of`, or None where it needs all of them to give any."""
-    if _selects_the_last(node):
+    if _selects_the_last(frames, node):
         return [1, ALL]
     op = op_of_node(node)
     if op is not None:
         return _of_op(op.declared, node, of)
     rule = _RULES.get(node.op_type) if not node.domain else None
-    return rule(node, of) if rule is not None else None
+    return rule(frames, node, of) if rule is not None else None
 
 
-def _elementwise(node: ir.Node, of: float) -> list[float] | None:
-    axis = _from_the_right(node.outputs[0])
-    aligned = all(_from_the_right(value) in (None, axis) for value in node.inputs if value is not None)
+def _elementwise(frames: _Frames, node: ir.Node, of: float) -> list[float] | None:
+    axis = _from_the_right(frames, node.outputs[0])
+    aligned = all(_from_the_right(frames, value) in (None, axis) for value in node.inputs if value is not None)
     return [of] * len(node.inputs) if axis is not None and aligned else None
 
 
-def _from_the_right(value: ir.Value | None) -> int | None:
-    axis = _sequence_axis(value)
+def _from_the_right(frames: _Frames, value: ir.Value | None) -> int | None:
+    axis = frames.axis(value)
     return None if axis is None else axis - len(cast(ir.Value, value).shape or ())
 
 
-def _along_another_axis(node: ir.Node, of: float) -> list[float] | None:
+def _along_another_axis(frames: _Frames, node: ir.Node, of: float) -> list[float] | None:
     value = given(node, 0)
-    axis = _sequence_axis(value)
+    axis = frames.axis(value)
     default = -1 if node.op_type != "Split" else 0
     own = axis_of(node, len(value.shape or ()), default) if value.shape else None
     # Layer norm takes the axes from its own to the last.
     if axis is None or own is None or (own <= axis if node.op_type == "LayerNormalization" else own == axis):
         return None
-    counts = [of if _sequence_axis(each) == axis else ALL for each in node.inputs]
+    counts = [of if frames.axis(each) == axis else ALL for each in node.inputs]
     return counts if node.op_type != "Concat" or ALL not in counts else None
 
 
-def _reduction(node: ir.Node, of: float) -> list[float] | None:
-    axis, axes = _sequence_axis(given(node, 0)), node.inputs[1] if len(node.inputs) > 1 else None
+def _reduction(frames: _Frames, node: ir.Node, of: float) -> list[float] | None:
+    axis, axes = frames.axis(given(node, 0)), node.inputs[1] if len(node.inputs) > 1 else None
     if axis is None or not is_constant(axes):
         return None
     rank = len(given(node, 0).shape or ())
     return [of, ALL] if axis not in {int(each) % rank for each in array_of(axes).flat} else None
 
 
-def _moved_axis(node: ir.Node, of: float) -> list[float] | None:
+def _moved_axis(frames: _Frames, node: ir.Node, of: float) -> list[float] | None:
     """Squeeze and Unsqueeze of other axes."""
-    whole = _sequence_axis(given(node, 0)) is not None and _sequence_axis(node.outputs[0]) is not None
+    whole = frames.axis(given(node, 0)) is not None and frames.axis(node.outputs[0]) is not None
     return [of, ALL] if whole and is_constant(node.inputs[1]) else None
 
 
-def _sliced(node: ir.Node, of: float) -> list[float] | None:
+def _sliced(frames: _Frames, node: ir.Node, of: float) -> list[float] | None:
     """A slice of other axes."""
-    axis, axes = _sequence_axis(given(node, 0)), node.inputs[3] if len(node.inputs) > 3 else None
+    axis, axes = frames.axis(given(node, 0)), node.inputs[3] if len(node.inputs) > 3 else None
     if axis is None or not is_constant(axes):
         return None
     rank = len(given(node, 0).shape or ())
     return [of, *[ALL] * (len(node.inputs) - 1)] if axis not in {int(each) % rank for each in array_of(axes)} else None
 
 
-def _product(node: ir.Node, of: float) -> list[float] | None:
+def _product(frames: _Frames, node: ir.Node, of: float) -> list[float] | None:
     left, right = given(node, 0), given(node, 1)
-    axis = _sequence_axis(left)
+    axis = frames.axis(left)
     rows = axis is not None and left.shape is not None and axis < len(left.shape) - 1
     return [of, ALL] if rows and is_constant(right) else None
 
@@ -244,7 +265,7 @@ def _held(node: ir.Node, of: float, counts: Sequence[float]) -> float:
     return counts[op.declared.inputs.index(op.declared.read_out or op.declared.streamed[0])]
 
 
-_RULES: dict[str, Callable[[ir.Node, float], list[float] | None]] = {
+_RULES: dict[str, Callable[[_Frames, ir.Node, float], list[float] | None]] = {
     **dict.fromkeys(_ELEMENTWISE.split(), _elementwise),
     **dict.fromkeys(_ALONG_OTHER_AXES, _along_another_axis),
     **dict.fromkeys(_REDUCTIONS, _reduction),
