@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import contextlib
 import dataclasses
 import math
 import operator
@@ -18,6 +19,7 @@ __all__ = [
     "OptionError",
     "Shapes",
     "check_numerics",
+    "checked",
     "describe_range",
     "option",
     "size_of",
@@ -80,6 +82,26 @@ def describe_range(field: dataclasses.Field[Any]) -> str:
     return f"{low} to {field.metadata['maximum']}"
 
 
+def checked(field: dataclasses.Field[Any], value: Any) -> Any:
+    """The value of an option as its field has it: an integer of numpy's is one, and so is one a number.
+
+    Raises:
+        OptionError: it has the wrong type or lies outside its range.
+    """
+    kind = type(field.default)
+    if kind is int and not isinstance(value, bool) and hasattr(value, "__index__"):
+        with contextlib.suppress(TypeError):  # of what has it and is none, such as an array of several
+            value = operator.index(value)
+    if kind is float and type(value) is int and abs(value) < 2**53:
+        value = float(value)
+    if type(value) is not kind:
+        raise OptionError(f"{field.name} must be {_ARTICLE[kind]}, got {value!r:.80}")
+    low, high, below = (field.metadata[key] for key in ("minimum", "maximum", "below"))
+    if not (low <= value <= high and value < below):
+        raise OptionError(f"{field.name} must be {describe_range(field)}, got {value}")
+    return value
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(abc.ABC):
     """Base of every architecture's options. Constructing one checks each value against its field's type and range.
@@ -103,19 +125,7 @@ class Config(abc.ABC):
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            kind = type(field.default)
-            if kind is int and not isinstance(value, bool) and hasattr(value, "__index__"):
-                value = operator.index(value)
-                object.__setattr__(self, field.name, value)
-            if kind is float and type(value) is int and abs(value) < 2**53:
-                value = float(value)
-                object.__setattr__(self, field.name, value)
-            if type(value) is not kind:
-                raise OptionError(f"{field.name} must be {_ARTICLE[kind]}, got {value!r}")
-            low, high, below = (field.metadata[key] for key in ("minimum", "maximum", "below"))
-            if not (low <= value <= high and value < below):
-                raise OptionError(f"{field.name} must be {describe_range(field)}, got {value}")
+            object.__setattr__(self, field.name, checked(field, getattr(self, field.name)))
 
     @property
     def output_size(self) -> int:

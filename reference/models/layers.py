@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from .. import ops
 from .config import Numerics
+from .contract import ReferenceModel
 from .state import State
 
 __all__ = [
@@ -148,7 +149,7 @@ def softplus(x: Tensor, numerics: Numerics) -> Tensor:
 
 
 @torch.no_grad()
-def initialize(model: nn.Module, seed: int) -> None:
+def initialize(model: ReferenceModel, seed: int) -> None:
     """Gives every parameter Edifice's initial value: biases zero, all else Glorot uniform, layer-norm weights included.
 
     Fans follow Axon: a vector counts its length on both sides, a convolution its kernel times its channels. Values that
@@ -159,7 +160,7 @@ def initialize(model: nn.Module, seed: int) -> None:
         f"{path}.{name}": value
         for path, module in model.named_modules()
         if hasattr(module, "initial_values")
-        for name, value in module.initial_values().items()
+        for name, value in module.initial_values().items()  # type: ignore[operator]
     }
     for name, parameter in model.named_parameters():
         if name in own:

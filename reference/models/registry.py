@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import importlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from .config import Config, OptionError
 
 if TYPE_CHECKING:
-    from torch import nn
+    from .contract import ReferenceModel
 
 __all__ = ["ARCHITECTURES", "Architecture", "get_architecture"]
 
@@ -37,7 +37,7 @@ class Architecture:
         return self._load(f"{self.name}_config", f"{self.class_name}Config")
 
     @property
-    def model_class(self) -> type[nn.Module]:
+    def model_class(self) -> Callable[..., ReferenceModel]:
         """The torch module, constructed from (config, numerics). Imports torch."""
         return self._load(self.name, self.class_name)
 
