@@ -25,7 +25,7 @@ import pytest
 from conftest import TINY
 
 from edifice_export import lowerings as functions
-from edifice_export.building import build as export
+from edifice_export.building import assemble
 from edifice_export.bundle.bundle import hash_files
 from edifice_export.bundle.manifest_reader import read_manifest
 from edifice_export.cli.app import main
@@ -223,7 +223,7 @@ def small_disk(folder: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> I
         finally:
             subprocess.run(["umount", str(folder)], check=True)
     else:
-        monkeypatch.setattr(export, "save_model", raising(OSError(errno.ENOSPC, "No space left on device")))
+        monkeypatch.setattr(assemble, "save_model", raising(OSError(errno.ENOSPC, "No space left on device")))
         yield folder
 
 

@@ -23,12 +23,12 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 import edifice_export as ee
-from edifice_export.building import build as export
+from edifice_export.building import assemble
 from edifice_export.bundle.body_names import op_of
-from edifice_export.bundle.manifest import FileEntry, GraphEntry, Manifest
+from edifice_export.bundle.manifest import FileEntry, GraphEntry, Manifest, ProgramEntry
 from edifice_export.programs import reference_model
 from edifice_export.runtime.providers import all_providers, why_not_usable
-from edifice_export.specification import TensorSpec
+from edifice_export.specification import InputSpec, OutputSpec, Values
 from edifice_reference.models.registry import ARCHITECTURES
 
 Tensors = dict[str, np.ndarray]
@@ -187,11 +187,11 @@ def test_verify_of_a_bundle_that_may_only_be_read(capfd: Capture, bot: Path) -> 
 
 
 @pytest.mark.parametrize("old", [True, False])
-@pytest.mark.parametrize("step", ["write_all_test_data", "_write_graph", "_parity_of"])
+@pytest.mark.parametrize("step", ["_write_examples", "_write_graph", "_parity_of"])
 def test_interrupted(capfd: Capture, bot: Path, monkeypatch: pytest.MonkeyPatch, step: str, old: bool) -> None:
     if not old:
         shutil.rmtree(bot)
-    monkeypatch.setattr(export, step, helpers.raising(KeyboardInterrupt()))
+    monkeypatch.setattr(assemble, step, helpers.raising(KeyboardInterrupt()))
     assert "interrupted" in refused(capfd, *tiny_build(ANY), status=130)
 
 
@@ -206,8 +206,11 @@ def with_options(**changed: Any) -> Callable[[Tensors, dict[str, str]], None]:
         (lambda tensors, _: tensors.update(more=tensors[NORM]), r"1 unexpected \(more\)"),
         (lambda tensors, _: tensors.update(more=tensors.pop(NORM)), rf"1 missing \({NORM}\) and 1 unexpected \(more\)"),
         (lambda tensors, _: tensors.update({INPUT: tensors[INPUT].T.copy()}), rf"{INPUT} .*\[8, 6\] and is \[6, 8\]"),
-        (lambda tensors, _: tensors.update({NORM: tensors[NORM].astype("f2")}), f"{NORM} .*float32 and is float16"),
-        (lambda tensors, _: tensors.update({NORM: tensors[NORM].astype("f8")}), f"{NORM} .*float32 and is float64"),
+        (
+            lambda tensors, _: tensors.update({NORM: tensors[NORM].astype("i4")}),
+            f"{NORM} .*float32, or .* and is int32",
+        ),
+        (lambda tensors, _: tensors.update({NORM: tensors[NORM].astype("f8") + 1e99}), rf"{NORM} holds 1e\+99 at"),
         (lambda tensors, _: np.put(tensors[INPUT], 7, np.nan), rf"{INPUT} holds nan at \[1, 1\]"),
         (lambda tensors, _: np.put(tensors[INPUT], 7, -np.inf), rf"{INPUT} holds -inf at \[1, 1\]"),
         (
@@ -231,7 +234,7 @@ def test_bad_weights(capfd: Capture, folder: Path, bundle: ee.Bundle, change: An
         tensors, said = {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata())  # noqa: SIM118
     change(tensors, said)
     save_file(tensors, folder / WEIGHTS, said)
-    message = refused(capfd, "build", bundle.manifest.architecture, "--output=bot", f"--weights={WEIGHTS}")
+    message = refused(capfd, "build", bundle.manifest.program.name, "--output=bot", f"--weights={WEIGHTS}")
     assert re.search(rf"weights {WEIGHTS}: .*{expected}", message)
 
 
@@ -280,17 +283,30 @@ def test_damage_to_what_a_run_does_not_use(capfd: Capture, bot: Path, name: str,
         done(capfd, *OF_BUNDLE["run"].split(), *stream)
 
 
-GRAPH, TENSOR = ("graphs", "window"), ("graphs", "window", "inputs", 0)
-PLACES: list[tuple[str | int, ...]] = [
-    *((field.name,) for field in dataclasses.fields(Manifest)),
-    *((*GRAPH, field.name) for field in dataclasses.fields(GraphEntry) if field.name != "test_sequence"),
-    *((*TENSOR, field.name) for field in dataclasses.fields(TensorSpec)),
-    *(("files", MODEL, field.name) for field in dataclasses.fields(FileEntry)),
-    ("options", "window_size"),
+Place = tuple[str | int, ...]
+GRAPH: Place = ("graphs", "window")
+TENSOR, OUTPUT = (*GRAPH, "inputs", 0), (*GRAPH, "outputs", 0)
+OBJECTS: list[tuple[Place, type]] = [
+    ((), Manifest),
+    (("program",), ProgramEntry),
+    (GRAPH, GraphEntry),
+    (TENSOR, InputSpec),
+    (OUTPUT, OutputSpec),
+    ((*TENSOR, "values"), Values),
+    (("files", MODEL), FileEntry),
 ]
+PLACES: list[Place] = [
+    *((*place, field.name) for place, kind in OBJECTS for field in dataclasses.fields(kind)),
+    ("program", "options", "window_size"),
+]
+PLACES.remove((*GRAPH, "test_sequence"))  # which may be missing
+OPTIONAL = (("frames",), ("reference",), ("program", "numerics"), (*TENSOR, "values", "below"))
+"""Fields that are null of some bundles, and the last of this one."""
+
+NUMBERS = {"kind": "normal", "below": None}
 STATE, POSITION, STREAM = ("states", 0), ("states", 8, "initial"), ("graphs", "stream")
 SEQUENCE = (*STREAM, "test_sequence")
-BAD_STREAMS: list[tuple[tuple[str | int, ...], Any, str]] = [
+BAD_STREAMS: list[tuple[Place, Any, str]] = [
     (STATE, REMOVED, "the stream graph's inputs should be"),
     (STATE, None, "a tensor of the manifest is not a JSON object"),
     (("states",), [], "the states should be those of a stream graph"),
@@ -299,13 +315,14 @@ BAD_STREAMS: list[tuple[tuple[str | int, ...], Any, str]] = [
     *(((*STATE, name), None, repr(name)) for name in ("name", "dtype", "shape")),
     ((*STATE, "name"), "0.other", "the stream graph's inputs should be"),
     ((*STATE, "name"), "0.conv", "each once"),
-    ((*STATE, "dtype"), "float99", "the state 0.ssm should be float32 or int64, and is 'float99'"),
-    ((*STATE, "dtype"), "float64", "the state 0.ssm should be float32 or int64, and is 'float64'"),
+    ((*STATE, "dtype"), "float99", "the type 'float99' of '0.ssm' is not float32, "),
+    ((*STATE, "dtype"), "float64", "the type 'float64' of '0.ssm' is not float32, "),
+    ((*STATE, "dtype"), "float16", "the state 0.ssm should be float32 or int64 or int32, and is 'float16'"),
     ((*STATE, "shape"), ["batch", 17, 16], "the stream graph's inputs should be"),
     ((*STATE, "shape"), ["batch", "state", 16], "should be [batch, sizes]"),
     ((*STATE, "shape"), [1, 16, 16], "should be [batch, sizes]"),
     ((*STATE, "shape"), ["batch", 0, 16], "positive sizes"),
-    ((*STATE, "shape"), [], "positive sizes"),
+    ((*STATE, "shape"), [], "should be [batch, sizes]"),
     *(
         ((*STATE, "initial"), value, "the initial value of 0.ssm should be a number or a file, and is")
         for value in (REMOVED, None, True, [0.0], {}, float("nan"), float("inf"), -1e39, 10**400)
@@ -321,26 +338,72 @@ BAD_STREAMS: list[tuple[tuple[str | int, ...], Any, str]] = [
     ((*STREAM, "inputs", 0, "name"), "x", "the stream graph's inputs should be frame float32 [batch, 6], past.0.ssm"),
     ((*STREAM, "inputs", 0, "shape"), ["batch", "sequence", 6], "the stream graph's inputs should be frame"),
     ((*STREAM, "inputs", 0, "dtype"), "float16", "the stream graph's inputs should be frame float32"),
-    ((*STREAM, "outputs", 0, "shape"), ["batch", "size"], "the stream graph's outputs should be output"),
+    ((*STREAM, "outputs", 0, "shape"), ["batch", "size"], "output float32 [batch, size] has a size that none of its"),
+    ((*STREAM, "outputs", 0, "position"), "every", "output of the stream graph should be {'name': 'output'"),
+    ((*STREAM, "inputs", 1, "values"), {"kind": "mask", "below": None}, "past.0.ssm is float32, and its values"),
+    ((*STREAM, "inputs", 9, "values", "below"), 17, "past.0.position of the stream graph should be"),
     ((*STREAM, "inputs", 1), REMOVED, "the stream graph's inputs should be"),
     ((*STREAM, "outputs", 2), REMOVED, "the stream graph's outputs should be"),
-    ((*STREAM, "outputs"), [], "the stream graph's outputs should be"),
+    ((*STREAM, "outputs"), [], "the stream graph should have inputs and outputs"),
     ((*STREAM, "test_data"), [], "the stream graph has no test_data"),
     ((*STREAM, "test_data"), ["window/test_data_set_0"], "is used and not listed"),
     (SEQUENCE, [], "the test sequence of graphs 'stream' is not a JSON object"),
     *(((*SEQUENCE, name), REMOVED, repr(name)) for name in ("folder", "inputs", "outputs")),
     *(((*SEQUENCE, "folder"), path, repr(path)) for path in OUTSIDE),
     ((*SEQUENCE, "folder"), "stream", "'stream/input_0.pb' is used and not listed"),
-    ((*SEQUENCE, "inputs"), [], "should have one input and one output"),
+    ((*SEQUENCE, "inputs"), [], "the test_sequence of the stream graph should be"),
+    ((*SEQUENCE, "outputs"), [], "the test_sequence of the stream graph should be"),
     ((*SEQUENCE, "inputs", 0, "shape"), ["batch", "sequence", 7], "the test_sequence of the stream graph should be"),
     ((*SEQUENCE, "outputs", 0, "shape"), ["batch", 8], "the test_sequence of the stream graph should be"),
 ]
 """What is wrong with a stream's part of a manifest."""
 
-BAD_MANIFESTS: list[tuple[tuple[str | int, ...], Any, str, Iterable[str]]] = [
+BAD_MANIFESTS: list[tuple[Place, Any, str, Iterable[str]]] = [
     *((place, REMOVED, repr(place[-1]), OF_BUNDLE) for place in PLACES),
-    *((place, None, repr(place[-1]), OF_BUNDLE) for place in PLACES if place[-1] != "max_sequence"),
-    *(((*GRAPH, "max_sequence"), limit, "max_sequence", OF_BUNDLE) for limit in (0, -5, "7", True)),
+    *((place, None, repr(place[-1]), OF_BUNDLE) for place in PLACES if place not in OPTIONAL),
+    (("frames",), None, "and frames 'sequence', for a window_size of 7", OF_BUNDLE),
+    (("reference",), None, "an architecture has weights of its reference, and this one has none", OF_BUNDLE),
+    (("program", "numerics"), None, "numerics None is not standard or edifice", OF_BUNDLE),
+    *(
+        ((*GRAPH, "limits"), {"sequence": [1, most]}, "the limits of 'sequence'", OF_BUNDLE)
+        for most in (0, -5, "7", True)
+    ),
+    *(
+        ((*GRAPH, "limits"), {"sequence": bounds}, "the limits of 'sequence'", ["run"])
+        for bounds in ([0, 7], [True, 7], [-1, None], ["1", None], [8, 7], [1], [1, 2, 3], [], None, 7, {})
+    ),
+    ((*GRAPH, "limits"), {"other": [1, 7]}, "the window graph has limits of other", ["run"]),
+    *(
+        (("sizes",), {"batch": 1, "sequence": size}, "sequence", ["run"])
+        for size in (0, -5, True, "7", 7.0, None, 2**21)
+    ),
+    *(
+        (("sizes",), {"batch": 1, "sequence": 7, name: 3}, "a word", ["run"])
+        for name in ("", "a b", "a + b", "2", "min(3, a)")
+    ),
+    *((("sizes",), sizes, "sizes should be", ["run"]) for sizes in ({}, {"sequence": 7}, {"batch": 2, "sequence": 7})),
+    *((("frames",), name, "frames", ["run"]) for name in ("batch", "other", "", 7)),
+    (("program", "kind"), "other", "the program's kind 'other' is not architecture or module", OF_BUNDLE),
+    (("program", "kind"), "module", "a module has no options, no numerics and no reference", OF_BUNDLE),
+    *(
+        ((*TENSOR, "values"), values, "state_sequence is float32, and its values should not be", ["run"])
+        for values in (
+            NUMBERS | {"kind": "other"},
+            NUMBERS | {"below": 7},
+            *({"kind": kind, "below": 7} for kind in ("ids", "integers", "mask")),
+        )
+    ),
+    *(
+        (
+            ("graphs", "stream", "inputs", 9, "values"),
+            {"kind": "ids", "below": below},
+            "past.0.position is int64",
+            ["run"],
+        )
+        for below in (0, -1, None, 2**31 + 1, 10**30)
+    ),
+    ((*OUTPUT, "position"), "first", "the position of output should be every, last, whole, and is 'first'", OF_BUNDLE),
+    ((*OUTPUT, "position"), "whole", "output of the window graph should be", OF_BUNDLE),
     *((place, path, repr(path), OF_BUNDLE) for place in ((*GRAPH, "model"), ("reference",)) for path in OUTSIDE),
     *(((*GRAPH, "test_data"), [path], repr(path), OF_BUNDLE) for path in OUTSIDE),
     *((("files", path), {"size": 1, "sha256": ""}, repr(path), OF_BUNDLE) for path in OUTSIDE),
@@ -351,13 +414,14 @@ BAD_MANIFESTS: list[tuple[tuple[str | int, ...], Any, str, Iterable[str]]] = [
     ((*GRAPH, "inputs"), [None], "'window'", OF_BUNDLE),
     ((*TENSOR, "shape"), ["batch", -1], "-1", OF_BUNDLE),
     ((*GRAPH, "model"), "window/other.onnx", "other.onnx", OF_BUNDLE),
-    *((("options", "window_size"), size, "window_size", OF_BUNDLE) for size in (0, -5)),
+    ((*TENSOR, "shape"), ["batch", "sequence + " + "9" * 5000, 6], "a size that is none of batch, sequence", OF_BUNDLE),
+    *((("program", "options", "window_size"), size, "window_size", OF_BUNDLE) for size in (0, -5, "7", True)),
     ((*GRAPH, "inputs"), [], "input", ("verify", "run")),
     ((*TENSOR, "name"), "other", "other", ("verify", "run")),
     ((*TENSOR, "dtype"), "float99", "float99", ("verify", "run")),
-    (("options", "hidden_size"), 0, "hidden_size", ["verify"]),
-    (("architecture",), "no_such", "no_such", ["verify"]),
-    (("numerics",), "exact", "exact", ["verify"]),
+    (("program", "options", "hidden_size"), 0, "hidden_size", ["verify"]),
+    (("program", "name"), "no_such", "no_such", ["verify"]),
+    (("program", "numerics"), "exact", "exact", ["verify"]),
     (("parity", "tolerance"), "much", "tolerance", ["verify"]),
     *((place, value, says, ("verify", "stream")) for place, value, says in BAD_STREAMS),
 ]
@@ -366,14 +430,12 @@ BAD_MANIFESTS: list[tuple[tuple[str | int, ...], Any, str, Iterable[str]]] = [
 @pytest.mark.parametrize(
     ("command", "place", "value", "expected"),
     [
-        pytest.param(command, place, value, expected, id=f"{command}-{'.'.join(map(str, place))}={value}")
+        pytest.param(command, place, value, expected, id=f"{command}-{'.'.join(map(str, place))}={value!s:.60}")
         for place, value, expected, commands in BAD_MANIFESTS
         for command in commands
     ],
 )
-def test_bad_manifest(
-    capfd: Capture, bot: Path, command: str, place: tuple[str | int, ...], value: Any, expected: str
-) -> None:
+def test_bad_manifest(capfd: Capture, bot: Path, command: str, place: Place, value: Any, expected: str) -> None:
     helpers.edit_manifest(bot, place, value)
     assert re.search(f"bundle bot: .*{re.escape(expected)}", refused(capfd, *EVERYTHING[command].split(), status=1))
 

@@ -20,10 +20,12 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import torch
 from cli_helpers import COMMAND, REMOVED, Capture, done, edit_manifest, error_of, forge, refused
 from cli_helpers import Outcome as Ended
 from google.protobuf.message import DecodeError
 from onnx import AttributeProto, FunctionProto, ModelProto, SparseTensorProto, TensorProto, helper, numpy_helper
+from torch import nn
 
 import edifice_export as ee
 from edifice_export.bundle import outline
@@ -228,6 +230,20 @@ def claim_batch(bot: Path, folder: str, batch: int, real: bool) -> None:
     forge(bot, f"{folder}/input_0.pb", tensor.SerializeToString())
 
 
+Lie = tuple[tuple[str | int, ...], Any]
+
+
+def tell(bot: Path, *lies: Lie) -> None:
+    """Has the manifest say other things."""
+    for place, value in lies:
+        edit_manifest(bot, place, value)
+
+
+def window_of(size: int) -> list[Lie]:
+    """Another window, of which the manifest agrees with itself."""
+    return [(("program", "options", "window_size"), size), (("sizes", "sequence"), size)]
+
+
 def list_many(bot: Path) -> None:
     content = json.loads((bot / "manifest.json").read_text())
     content["files"] |= {f"window/{index}": {"size": 0, "sha256": ""} for index in range(100_000)}
@@ -300,7 +316,7 @@ COSTLY: dict[str, tuple[Callable[[Path], None], str, list[str]]] = {
         BOTH,
     ),
     "a window that the models don't have": (
-        lambda bot: edit_manifest(bot, ("options", "window_size"), 8192),
+        lambda bot: tell(bot, *window_of(8192)),
         "the manifest says .*8192",
         BOTH,
     ),
@@ -311,12 +327,12 @@ COSTLY: dict[str, tuple[Callable[[Path], None], str, list[str]]] = {
     ),
     "a batch in test data": (
         lambda bot: claim_batch(bot, "window/test_data_set_0", 10**4, real=True),
-        "'window/test_data_set_0/input_0.pb' should have 1680029 bytes, .* it can have 5824 at most",
+        "'window/test_data_set_0/input_0.pb' should have 1680029 bytes, .* it can have 24832 at most",
         ["verify", "run"],
     ),
     "a batch in test data of a stream": (
         lambda bot: claim_batch(bot, "stream/test_data_set_0", 10**5, real=True),
-        "'stream/test_data_set_0/input_0.pb' should have .* bytes, .* it can have 4480 at most",
+        "'stream/test_data_set_0/input_0.pb' should have .* bytes, .* it can have 4672 at most",
         ["verify", "run"],
     ),
 }
@@ -394,29 +410,78 @@ def test_a_model_of_absurdly_many_parts_has_no_outline(monkeypatch: pytest.Monke
 # What the models themselves don't say
 
 
-LIES: dict[str, tuple[tuple[str | int, ...], Any]] = {
-    "edifice.options": (("options", "window_size"), 60),
-    "edifice.architecture": (("architecture",), "h3"),
-    "edifice.numerics": (("numerics",), "edifice"),
-    "edifice.precision": (("precision",), "fp16"),
-    "edifice.target": (("target",), "cuda"),
-    "edifice.optimized": (("optimized",), False),
-    "edifice.param_count": (("param_count",), 10**10),
-    "edifice.max_sequence": (("graphs", "window", "max_sequence"), 7),
+LIES: dict[str, tuple[str, list[Lie]]] = {
+    "options": ("edifice.program", window_of(60)),
+    "architecture": ("edifice.program", [(("program", "name"), "h3")]),
+    "numerics": ("edifice.program", [(("program", "numerics"), "edifice")]),
+    "precision": ("edifice.precision", [(("precision",), "fp16")]),
+    "target": ("edifice.target", [(("target",), "cuda")]),
+    "optimized": ("edifice.optimized", [(("optimized",), False)]),
+    "param_count": ("edifice.param_count", [(("param_count",), 10**10)]),
+    "limits": ("edifice.limits", [(("graphs", "window", "limits"), {"sequence": [1, 7]})]),
+}
+"""Of an architecture, by what is told: the essential that doesn't agree."""
+
+GRAPH = ("graphs", "window")
+LIES_OF_MODULES: dict[str, tuple[str, list[Lie]]] = {
+    "class": ("edifice.program", [(("program", "name"), "Linear")]),
+    "sizes": ("edifice.sizes", [(("sizes", "time"), 2**20)]),
+    "frames": ("edifice.frames", [(("frames",), "time")]),
+    "ids": ("edifice.values", [((*GRAPH, "inputs", 0, "values", "below"), 2**31)]),
+    "values": ("edifice.values", [((*GRAPH, "inputs", 0, "values"), {"kind": "mask", "below": None})]),
+    "positions": ("edifice.positions", [((*GRAPH, "outputs", 0, "position"), "whole")]),
+    "limits": ("edifice.limits", [((*GRAPH, "limits"), {"time": [2, None]})]),
 }
 
 
 @pytest.mark.parametrize(
-    ("command", "key"),
-    [*(("run", key) for key in LIES), *((command, "edifice.options") for command in ("verify", "inspect", "bench"))],
+    ("command", "told"),
+    [*(("run", told) for told in LIES), *((command, "options") for command in ("verify", "inspect", "bench"))],
 )
 def test_a_manifest_is_not_believed_what_the_model_does_not_say(
-    capfd: Capture, bot: Path, command: str, key: str
+    capfd: Capture, bot: Path, command: str, told: str
 ) -> None:
-    place, value = LIES[key]
-    edit_manifest(bot, place, value)
+    key, lies = LIES[told]
+    tell(bot, *lies)
     message = refused(capfd, *COMMANDS[command].split(), status=1)
     assert re.search(f"bundle bot: of {key} the manifest says .* and window/model.onnx itself .*; build", message)
+
+
+@pytest.fixture(scope="module")
+def of_module(tmp_path_factory: pytest.TempPathFactory) -> ee.Bundle:
+    torch.manual_seed(0)
+    ids, free = torch.randint(5, (2, 3)), {0: "batch", 1: "time"}
+    return ee.export(nn.Embedding(5, 3), (ids,), dynamic_shapes=(free,), output=tmp_path_factory.mktemp("module") / "b")
+
+
+@pytest.mark.parametrize("told", LIES_OF_MODULES)
+def test_nor_is_that_of_somebodys_module(of_module: ee.Bundle, told: str) -> None:
+    key, lies = LIES_OF_MODULES[told]
+    shutil.copytree(of_module.path, "module")
+    tell(Path("module"), *lies)
+    for read in (ee.load, ee.verify):
+        with pytest.raises(ee.CheckError, match=f"of {key} the manifest says .* and window/model.onnx itself"):
+            read("module")
+
+
+@pytest.mark.parametrize("graph", ["window", "stream", "prefill"])
+def test_a_model_that_says_anything_else_of_itself_is_refused(any_bundle: ee.Bundle, bot: Path, graph: str) -> None:
+    """Each of what a model must say, with the manifest as it was."""
+    essentials = any_bundle.manifest.essentials(graph)
+    assert {key for key, _ in (*LIES.values(), *LIES_OF_MODULES.values())} == essentials.keys() - {
+        *("edifice.graph", "edifice.schema_version", "edifice.states")  # which the manifest itself goes by
+    }
+    content = (bot / graph / "model.onnx").read_bytes()
+    for key in essentials:
+        forge(bot, f"{graph}/model.onnx", content)
+
+        def change(model: ModelProto, key: str = key) -> None:
+            (entry,) = (entry for entry in model.metadata_props if entry.key == key)
+            entry.value += " "
+
+        change_model(bot, f"{graph}/model.onnx", change)
+        with pytest.raises(ee.CheckError, match=f"of {key} the manifest says .* and {graph}/model.onnx itself"):
+            ee.verify(bot)
 
 
 @pytest.mark.parametrize("initial", [1.0, 1e-30, "stream/test_data_set_0/input_1.pb"])
@@ -430,8 +495,9 @@ def test_a_state_starts_where_the_model_says(capfd: Capture, bot: Path, command:
 
 
 def test_a_model_that_says_two_things_is_refused(bot: Path) -> None:
-    change_model(bot, WINDOW, lambda model: model.metadata_props.add(key="edifice.window_size", value="8"))
-    with pytest.raises(ee.CheckError, match=r"of edifice.window_size the manifest says 7 and .* itself 7 and 8"):
+    change_model(bot, WINDOW, lambda model: model.metadata_props.add(key="edifice.optimized", value="false"))
+    says = r"of edifice.optimized the manifest says true and .* itself true and false"
+    with pytest.raises(ee.CheckError, match=says):
         ee.load(bot)
 
 

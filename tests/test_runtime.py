@@ -35,7 +35,7 @@ def test_one_window_and_a_batch_of_them(bundle: ee.Bundle) -> None:
     for entry in range(3):
         np.testing.assert_allclose(model(x[entry]), model(x)[entry], atol=1e-6)
     assert model(x).dtype == np.float32
-    assert (model.window_size, model.input.name, model.output.name) == (7, "state_sequence", "output")
+    assert (model.window_size, model.inputs[0].name, model.outputs[0].name) == (7, "state_sequence", "output")
 
 
 @any_architecture

@@ -19,7 +19,7 @@ import edifice_export as ee
 from edifice_export.runtime import providers
 from edifice_export.runtime import stream as stream_module
 from edifice_export.runtime.providers import device_of
-from edifice_export.specification import TensorSpec
+from edifice_export.specification import InputSpec, OutputSpec, shape_of
 
 
 @pytest.fixture(scope="module")
@@ -46,8 +46,8 @@ def test_beyond_the_window_a_step_gives_what_the_reference_says(model: ee.Model,
 
 def test_a_stream_says_what_it_is(model: ee.Model) -> None:
     stream = model.stream(3, history=5)
-    assert stream.frame == TensorSpec("frame", "float32", ("batch", WIDTH))
-    assert stream.output == TensorSpec("output", "float32", ("batch", HIDDEN))
+    assert stream.inputs == (InputSpec("frame", "float32", shape_of("batch", WIDTH)),)
+    assert stream.outputs == (OutputSpec("output", "float32", shape_of("batch", HIDDEN), "last"),)
     assert (stream.batch, stream.history, stream.rewindable) == (3, 5, 0)
     assert stream.placement["cpu"] > 10
     found = stream.step(frames(3))
@@ -115,9 +115,9 @@ def test_a_long_history_is_handed_over_in_pieces(model: ee.Model, monkeypatch: p
     stream = model.stream(2)
     real = stream._run_prefill
 
-    def run(piece: np.ndarray, state: Any) -> Any:
-        lengths.append(piece.shape[1])
-        return real(piece, state)
+    def run(pieces: list[np.ndarray], state: Any) -> Any:
+        lengths.extend(piece.shape[1] for piece in pieces)
+        return real(pieces, state)
 
     monkeypatch.setattr(stream, "_run_prefill", run)
     assert agrees(stream.prefill(sequence[:, :-4]), expected(model.bundle, sequence)[:, -5])

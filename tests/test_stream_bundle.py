@@ -72,11 +72,11 @@ def test_a_plain_loop_gives_edifices_output_at_every_frame(golden: Path) -> None
     edifice, example = load_case(GOLDEN / f"{golden.name}_small.safetensors")
     sequence = example["state_sequence"]
     plain, exact = Plain(golden), edifice.double()
-    assert plain.manifest["numerics"] == ("standard" if golden.name == "h3" else "edifice")
+    assert plain.manifest["program"]["numerics"] == ("standard" if golden.name == "h3" else "edifice")
     with torch.no_grad():
         prefixes = [exact(sequence[:, :length].double()) for length in range(1, sequence.shape[1] + 1)]
     wanted = torch.stack(prefixes, dim=1).numpy()
-    assert sequence.shape[1] == plain.manifest["options"]["window_size"]
+    assert sequence.shape[1] == plain.manifest["sizes"]["sequence"]
     for entries in (slice(None), slice(0, 1), slice(1, 2)):
         found = plain.stream(sequence[entries].numpy())
         assert np.abs(found - wanted[entries]).max() <= 1e-5
@@ -85,7 +85,7 @@ def test_a_plain_loop_gives_edifices_output_at_every_frame(golden: Path) -> None
 
 def test_a_plain_loop_goes_on_beyond_the_window(golden: Path) -> None:
     bundle = ee.load(golden).bundle
-    width = bundle.manifest.options["embed_dim"]
+    width = bundle.manifest.program.options["embed_dim"]
     sequence = np.random.default_rng(0).standard_normal((3, 40, width)).astype(np.float32)
     wanted = expected(bundle, sequence)
     assert agrees(Plain(golden).stream(sequence), wanted)
@@ -112,14 +112,19 @@ def test_every_state_is_an_input_and_an_output(bundle: ee.Bundle, graph: str) ->
     plain = Plain(bundle.path)
     entry, session = plain.manifest["graphs"][graph], plain.session(graph)
     first = ("frame", ["batch", WIDTH]) if graph == "stream" else ("state_sequence", ["batch", "sequence", WIDTH])
+    numbers, counts = {"kind": "normal", "below": None}, {"kind": "integers", "below": 16}
     for described, found, before, prefix in (
-        (entry["inputs"], session.get_inputs(), first, "past"),
-        (entry["outputs"], session.get_outputs(), ("output", ["batch", HIDDEN]), "present"),
+        (entry["inputs"], session.get_inputs(), (*first, {"values": numbers}), "past"),
+        (entry["outputs"], session.get_outputs(), ("output", ["batch", HIDDEN], {"position": "last"}), "present"),
     ):
-        carried = [{**state, "name": f"{prefix}.{state['name']}"} for state in plain.states]
-        for state in carried:
-            del state["initial"]
-        assert described == [{"name": before[0], "dtype": "float32", "shape": before[1]}, *carried]
+        carried = []
+        for state in plain.states:
+            held = {"values": counts if state["dtype"] == "int64" else numbers}
+            what = held if prefix == "past" else {"position": "whole"}
+            carried.append(
+                {"name": f"{prefix}.{state['name']}", "dtype": state["dtype"], "shape": state["shape"], **what}
+            )
+        assert described == [{"name": before[0], "dtype": "float32", "shape": before[1], **before[2]}, *carried]
         types = {"float32": "tensor(float)", "int64": "tensor(int64)"}
         assert [(each.name, each.type, each.shape) for each in found] == [
             (each["name"], types[each["dtype"]], each["shape"]) for each in described
@@ -130,10 +135,11 @@ def test_every_state_is_an_input_and_an_output(bundle: ee.Bundle, graph: str) ->
 def test_a_lone_model_says_what_graph_it_is_and_which_states_it_has(bundle: ee.Bundle, graph: str) -> None:
     said = {entry.key: entry.value for entry in onnx.load(bundle.file(f"{graph}/model.onnx")).metadata_props}
     assert said["edifice.graph"] == graph
-    assert said["edifice.architecture"] == bundle.manifest.architecture
-    assert said["edifice.window_size"] == str(WINDOW)
+    assert json.loads(said["edifice.program"])["name"] == bundle.manifest.program.name
+    assert json.loads(said["edifice.sizes"]) == {"batch": 1, "sequence": WINDOW}
     assert json.loads(said["edifice.states"]) == ([] if graph == "window" else Plain(bundle.path).states)
-    assert (said["edifice.max_sequence"] == "") == (graph != "window" or bundle.manifest.architecture != "hyena")
+    limited = graph == "window" and bundle.manifest.program.name == "hyena"
+    assert json.loads(said["edifice.limits"]) == ({"sequence": [1, WINDOW]} if limited else {})
 
 
 @pytest.mark.parametrize("graph", GRAPHS["both"])
@@ -384,7 +390,7 @@ def test_h3_with_edifices_numerics_says_why_it_has_no_stream_and_what_one_would_
         assert "has no stream" in error_of(cli(capfd, *arguments))
     assert "followed as a stream" in done(capfd, *arguments, "--graph=stream", "--numerics=standard").out
     built = ee.load("bot").bundle.manifest
-    assert (built.numerics, list(built.graphs)) == ("standard", GRAPHS["stream"])
+    assert (built.program.numerics, list(built.graphs)) == ("standard", GRAPHS["stream"])
 
 
 def test_h3_with_edifices_numerics_has_no_stream_in_python_either(tmp_path: Path) -> None:
@@ -412,6 +418,8 @@ def test_a_graph_that_is_not_the_manifests_is_refused(bundle: ee.Bundle, tmp_pat
             for kind, prefix in (("inputs", "past"), ("outputs", "present")):
                 renamed = f"{prefix}.{value}" if field == "name" else value
                 edit_manifest(bot, ("graphs", graph, kind, 2, field), renamed)
+            if value == "int64":  # which holds no such numbers
+                edit_manifest(bot, ("graphs", graph, "inputs", 2, "values"), {"kind": "integers", "below": 16})
         model = ee.load(bot)
         assert model(frames(WINDOW)).shape == (HIDDEN,)
         with pytest.raises(ee.CheckError, match=r"the manifest says past\.0\..* the stream graph has past\.0\.conv"):

@@ -78,7 +78,7 @@ def test_a_state_of_another_bundle_or_batch_is_refused(
 ) -> None:
     stream = model.stream(2)
     stream.step(frames(2))
-    other = next(name for name in ARCHITECTURES if name != model.bundle.manifest.architecture)
+    other = next(name for name in ARCHITECTURES if name != model.bundle.manifest.program.name)
     for index, (wrong, says) in enumerate(
         (
             (

@@ -115,7 +115,7 @@ def test_snapshots_of_anything_else_are_refused(model: ee.Model, tmp_path_factor
     stream.step(frames(2))
     before, rewindable = contents(stream), stream.rewindable
     names = iter(ARCHITECTURES)
-    other = next(name for name in names if name != model.bundle.manifest.architecture)
+    other = next(name for name in names if name != model.bundle.manifest.program.name)
     for wrong, says in (
         (ee.load(tiny_bundle(other, tmp_path_factory)).stream(2), f"the snapshot is of {other} with weights"),
         (ee.load(with_other_weights(model.bundle)).stream(2), "with weights 000000000000, batch 2, on cpu"),
@@ -246,7 +246,7 @@ def test_entries_that_there_are_not_are_refused(model: ee.Model, entries: list[A
     stream = model.stream(2)
     stream.step(frames(2))
     before = contents(stream)
-    with pytest.raises(ee.RequestError, match="entries must be integers from 0 to 1"):
+    with pytest.raises(ee.RequestError, match="each of entries must be an integer from 0 to 1, got"):
         stream.reset(entries)
     assert same(contents(stream), before)
     assert stream.rewindable == 1

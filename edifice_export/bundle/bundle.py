@@ -13,9 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from ..arguments import check_name
+from ..arguments import check_name, path_of
 from ..errors import CheckError, RequestError, brief
-from ..specification import BATCH, TensorSpec
+from ..specification import TensorSpec
 from ..writing.files import new_file_mode
 from .manifest import MANIFEST, FileEntry, Manifest
 from .manifest_reader import read_manifest
@@ -73,8 +73,8 @@ class Bundle:
             outputs = {s.name: self._tensor(f"{folder}/output_{i}.pb", s) for i, s in enumerate(entry.outputs)}
             yield folder, inputs, outputs
 
-    def test_sequence(self) -> tuple[str, np.ndarray, np.ndarray] | None:
-        """The stream graph's longer test: its folder, the frames and the output at each; None if there is none.
+    def test_sequence(self) -> tuple[str, dict[str, np.ndarray], dict[str, np.ndarray]] | None:
+        """The stream graph's longer test: its folder, and by tensor name the frames and the outputs at each; or None.
 
         Raises:
             CheckError: a tensor can't be read, or is not what the manifest says.
@@ -82,8 +82,8 @@ class Bundle:
         entry = self.manifest.graphs["stream"].test_sequence
         if entry is None:
             return None
-        files = zip(("input_0.pb", "output_0.pb"), (*entry.inputs, *entry.outputs), strict=True)
-        frames, outputs = (self._tensor(f"{entry.folder}/{name}", spec) for name, spec in files)
+        frames = {s.name: self._tensor(f"{entry.folder}/input_{i}.pb", s) for i, s in enumerate(entry.inputs)}
+        outputs = {s.name: self._tensor(f"{entry.folder}/output_{i}.pb", s) for i, s in enumerate(entry.outputs)}
         return entry.folder, frames, outputs
 
     def initial_state(self, batch: int) -> dict[str, np.ndarray]:
@@ -96,7 +96,7 @@ class Bundle:
 
         state = {}
         for spec in self.manifest.states:
-            shape = tuple(batch if size == BATCH else int(size) for size in spec.shape)
+            shape = spec.of(batch)
             if isinstance(spec.initial, str):
                 one = self._tensor(spec.initial, TensorSpec(spec.name, spec.dtype, (1, *shape[1:])))
                 state[spec.name] = np.repeat(one, batch, axis=0)
@@ -140,7 +140,7 @@ def open_bundle(path: str | Path, whole: bool = True) -> Bundle:
         RequestError: this is not a bundle, or one of a newer schema.
         CheckError: the manifest is damaged, a file is missing or was changed, or a path leaves the bundle.
     """
-    folder = Path(path)
+    folder = path_of("bundle", path)
     check_name(folder, "bundle")
     try:
         bundle = Bundle(folder, read_manifest(folder))
@@ -273,7 +273,7 @@ def _read_tensor(path: Path, spec: TensorSpec) -> np.ndarray:
     from google.protobuf.message import DecodeError
     from onnx import numpy_helper
 
-    from ..runtime.arrays import MAX_MAGNITUDE, first_beyond
+    from ..values import MAX_MAGNITUDE, first_beyond
 
     try:
         tensor = onnx.TensorProto.FromString(path.read_bytes())

@@ -6,25 +6,34 @@ import dataclasses
 import json
 from typing import Any
 
-from ..specification import StateSpec, TensorSpec
+from ..specification import InputSpec, OutputSpec, Size, StateSpec
 
 __all__ = [
+    "ARCHITECTURE",
     "GRAPHS",
     "LOWERING",
     "MANIFEST",
+    "MODULE",
     "REASON",
     "SCHEMA_VERSION",
     "FileEntry",
     "GraphEntry",
     "Manifest",
+    "ProgramEntry",
     "SequenceEntry",
+    "plain",
 ]
 
 MANIFEST = "manifest.json"
-SCHEMA_VERSION = 4
-"""1 had no states; 2 did not say whether passes were applied, and had one body for each op; 3 had many of one name."""
+SCHEMA_VERSION = 5
+"""1 had no states; 2 did not say whether passes were applied, and had one body for each op; 3 had many of one name; 4
+had architectures alone, of one input and one output."""
 GRAPHS = ("window", "stream", "prefill")
-"""A whole window; one frame from a state to the next; a piece of any length from a state to the next."""
+"""A whole window, or whatever else a module takes at once; one frame from a state to the next; a piece of any length
+from a state to the next."""
+
+ARCHITECTURE, MODULE = "architecture", "module"
+"""The kinds of programs: one that is known here, and somebody's own torch module."""
 
 LOWERING, REASON = "edifice.lowering", "edifice.why"
 """Metadata of a node of a graph: which body its op got, and why."""
@@ -39,15 +48,32 @@ class FileEntry:
 
 
 @dataclasses.dataclass(frozen=True)
+class ProgramEntry:
+    """What the graphs compute.
+
+    Attributes:
+        kind: ARCHITECTURE or MODULE.
+        name: of the architecture, or of the module's class.
+        options, numerics: of an architecture; none of a module.
+    """
+
+    kind: str
+    name: str
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    numerics: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class SequenceEntry:
-    """Test data for a stream: a folder with frames in input_0.pb and the output at each of them in output_0.pb.
+    """Test data for a stream: a folder with the frames of every input in input_0.pb and on, and what the outputs are at
+    each of them in output_0.pb and on.
 
     The stream starts from the initial state.
     """
 
     folder: str
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
+    inputs: tuple[InputSpec, ...]
+    outputs: tuple[OutputSpec, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,15 +81,15 @@ class GraphEntry:
     """One graph of the bundle: where it is, what goes in, what comes out, and its test data (folders).
 
     Attributes:
-        max_sequence: the most frames that it can compute, or None where there is no limit.
+        limits: of free sizes that can't be any number, by symbol: the least, and the most or None.
         test_sequence: of the stream graph, a longer test.
     """
 
     model: str
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
+    inputs: tuple[InputSpec, ...]
+    outputs: tuple[OutputSpec, ...]
     test_data: tuple[str, ...]
-    max_sequence: int | None = None
+    limits: dict[str, tuple[int, int | None]] = dataclasses.field(default_factory=dict)
     test_sequence: SequenceEntry | None = None
 
 
@@ -72,20 +98,23 @@ class Manifest:
     """Contents of manifest.json. Paths are relative to the bundle, with forward slashes.
 
     Attributes:
-        architecture, options, numerics, precision, target, optimized, opset, seed: what was asked for.
-        param_count: parameters of the reference model, of which a graph may hold fewer numbers or more.
-        weights: where the weights came from: `{"source": "fresh"}`, or the file's name and sha256.
+        program: what the graphs compute.
+        precision, target, optimized, opset, seed: what was asked for.
+        param_count: numbers in the weights of the reference, of which a graph may hold fewer or more.
+        weights: where the weights came from: `{"source": "fresh"}`, or the file's name and sha256 (and of each of
+            `shards`), or "state_dict" or "module" and what its tensors hash to; and what was done to them, see
+            weights.Checkpoint.changes.
         versions: of the packages that made the bundle.
-        graphs: by name, see GRAPHS; the last two are there together or not at all.
+        sizes: of each free size by its symbol, the number that graphs are made for; they are right for all.
+        frames: the symbol of frames, which a stream goes through one by one; None where there is no such size.
+        graphs: by name, see GRAPHS; the last two are there together, or the last is missing, or both.
         states: what those two carry from frame to frame; none without them.
-        reference: the weights of the reference model, which verify computes with.
+        reference: the weights of an architecture's reference model, which verify computes with; None of a module.
         files: every file but the manifest itself.
         parity: what was measured when the bundle was made.
     """
 
-    architecture: str
-    options: dict[str, Any]
-    numerics: str
+    program: ProgramEntry
     precision: str
     target: str
     optimized: bool
@@ -94,38 +123,61 @@ class Manifest:
     param_count: int
     weights: dict[str, Any]
     versions: dict[str, str]
+    sizes: dict[str, int]
+    frames: str | None
     graphs: dict[str, GraphEntry]
     states: tuple[StateSpec, ...]
-    reference: str
+    reference: str | None
     files: dict[str, FileEntry]
     parity: dict[str, Any]
     schema_version: int = SCHEMA_VERSION
 
     @property
     def window_size(self) -> int:
-        """Frames in one window."""
-        return int(self.options["window_size"])
+        """Frames in one window; 1 where there are no frames."""
+        return self.sizes[self.frames] if self.frames is not None else 1
+
+    def own_tensors(self, graph: str) -> tuple[tuple[InputSpec, ...], tuple[OutputSpec, ...]]:
+        """What a graph takes and gives beside states."""
+        entry, carried = self.graphs[graph], 0 if graph == "window" else len(self.states)
+        return entry.inputs[: len(entry.inputs) - carried], entry.outputs[: len(entry.outputs) - carried]
+
+    def max_frames(self, graph: str) -> int | None:
+        """The most frames that a graph can compute, or None where there is no limit."""
+        return self.graphs[graph].limits.get(self.frames or "", (1, None))[1]
 
     def to_json(self) -> str:
         """The text of manifest.json."""
-        fields = dataclasses.asdict(self)
+        fields = plain(self)
         return json.dumps({"schema_version": fields.pop("schema_version"), **fields}, indent=2) + "\n"
 
     def essentials(self, graph: str) -> dict[str, str]:
         """What a model file on its own must still say of itself, for its metadata_props."""
-        limit = self.graphs[graph].max_sequence
-        carried = [] if graph == "window" else [dataclasses.asdict(state) for state in self.states]
+        inputs, outputs = self.own_tensors(graph)
+        carried = [] if graph == "window" else [plain(state) for state in self.states]
         return {
             "edifice.graph": graph,
             "edifice.schema_version": str(self.schema_version),
-            "edifice.architecture": self.architecture,
-            "edifice.options": json.dumps(self.options, sort_keys=True),
-            "edifice.numerics": self.numerics,
+            "edifice.program": json.dumps(plain(self.program), sort_keys=True),
             "edifice.precision": self.precision,
             "edifice.target": self.target,
             "edifice.optimized": str(self.optimized).lower(),
             "edifice.param_count": str(self.param_count),
-            "edifice.window_size": str(self.window_size),
-            "edifice.max_sequence": str(limit or ""),
+            "edifice.sizes": json.dumps(self.sizes, sort_keys=True),
+            "edifice.frames": self.frames or "",
+            "edifice.limits": json.dumps(plain(self.graphs[graph].limits), sort_keys=True),
+            "edifice.values": json.dumps({spec.name: plain(spec.values) for spec in inputs}),
+            "edifice.positions": json.dumps({spec.name: spec.position for spec in outputs}),
             "edifice.states": json.dumps(carried),
         }
+
+
+def plain(value: Any) -> Any:
+    """A dataclass, or what it holds, as JSON has it; a free size as its text."""
+    if isinstance(value, Size):
+        return str(value)
+    if dataclasses.is_dataclass(value):
+        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {key: plain(each) for key, each in value.items()}
+    return [plain(each) for each in value] if isinstance(value, (list, tuple)) else value

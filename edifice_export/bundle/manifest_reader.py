@@ -1,41 +1,46 @@
-"""Reads manifest.json with suspicion: every field, path and promise in it is checked."""
+"""Reads manifest.json with suspicion: every field and path in it, and then what it means, is checked."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from edifice_reference.models.config import MAX_WINDOW, NUMERICS
-
 from ..errors import CheckError, RequestError
-from ..machine import physical_memory
-from ..specification import BATCH, SEQUENCE, StateSpec, TensorSpec
-from .file_limits import file_limits
-from .manifest import GRAPHS, MANIFEST, SCHEMA_VERSION, FileEntry, GraphEntry, Manifest, SequenceEntry
+from ..specification import DTYPES, POSITIONS, InputSpec, OutputSpec, Size, StateSpec, TensorSpec, Values, shape_of
+from .manifest import (
+    ARCHITECTURE,
+    MANIFEST,
+    SCHEMA_VERSION,
+    FileEntry,
+    GraphEntry,
+    Manifest,
+    ProgramEntry,
+    SequenceEntry,
+)
+from .manifest_meaning import check_meaning
 
 __all__ = ["listed_files", "read_manifest"]
 
 _MAX_BYTES = 16 * 2**20
-_MAX_FILES, _MAX_SETS = 2**15, 16
-"""Of a bundle, and test data sets of a graph."""
+_MAX_FILES = 2**15
+"""Of a bundle."""
 
-_ALWAYS = {
-    "schema_version": int,
-    "architecture": str,
-    "options": dict,
-    "numerics": str,
-    "opset": int,
-    "weights": dict,
-    "reference": str,
-    "parity": dict,
-}
+_ALWAYS = {"schema_version": int, "opset": int, "weights": dict, "parity": dict}
 """What the manifests of all schemas have, beside versions, graphs and files."""
 
-_INITIAL = {"float32": (-(2.0**127), 2.0**127), "int64": (0, 2**62)}
+_MAX_SIZE = 2**20
+"""Of what a graph is made for."""
+
+_WHOLE = ("int64", "int32", "bool")
+_VALUES = {"normal": ("float32", "float16"), "ids": _WHOLE, "integers": _WHOLE, "mask": _WHOLE}
+"""Of each kind of values, the types that hold them."""
+
+_MAX_BELOW = 2**31
+"""Of ids and integers: what all types hold that hold them."""
+
+_INITIAL = {"float32": (-(2.0**127), 2.0**127), "int64": (0, 2**62), "int32": (0, 2**31 - 1)}
 """Of each type that a state may have, the least and the largest value that it may start from."""
 
 
@@ -65,7 +70,8 @@ def listed_files(folder: Path) -> dict[str, FileEntry]:
     models = [reader.inside(graph.take("model", str)) for graph in reader.each("graphs").values()]
     if not models:
         raise reader.error("there are no graphs")
-    for path in (reader.inside(reader.content["reference"]), *models):
+    reference = reader.optional("reference", str)
+    for path in (*([reader.inside(reference)] if reference is not None else []), *models):
         if path not in files:
             raise reader.error(f"{path!r} is used and not listed under files")
     return files
@@ -110,6 +116,10 @@ class _Reader:
             raise self.error(f"{name!r} of {self.place} should be {kind.__name__} and is {value!r:.60}")
         return value
 
+    def optional(self, name: str, kind: type) -> Any:
+        """A field that may be null, which is None; it must be there all the same."""
+        return None if name in self.content and self.content[name] is None else self.take(name, kind)
+
     def text_map(self, name: str) -> dict[str, str]:
         found: dict[str, str] = self.take(name, dict)
         if not all(isinstance(value, str) for value in found.values()):
@@ -148,11 +158,10 @@ def _parse(reader: _Reader) -> Manifest:
         raise RequestError(f"bundle {reader.folder}: has schema {schema}, older than {SCHEMA_VERSION}; build it again")
     files = _parse_files(reader)
     graphs = {name: _parse_graph(entry) for name, entry in reader.each("graphs").items()}
+    reference = reader.optional("reference", str)
     manifest = Manifest(
         schema_version=schema,
-        architecture=reader.take("architecture", str),
-        options=reader.take("options", dict),
-        numerics=reader.take("numerics", str),
+        program=_parse_program(reader.part(reader.take("program", dict), "program")),
         precision=reader.take("precision", str),
         target=reader.take("target", str),
         optimized=reader.take("optimized", bool),
@@ -161,14 +170,43 @@ def _parse(reader: _Reader) -> Manifest:
         param_count=reader.take("param_count", int),
         weights=reader.take("weights", dict),
         versions=reader.text_map("versions"),
+        sizes=_parse_sizes(reader),
+        frames=reader.optional("frames", str),
         graphs=graphs,
         states=tuple(_parse_state(reader, content) for content in reader.take("states", list)),
-        reference=reader.inside(reader.take("reference", str)),
+        reference=reader.inside(reference) if reference is not None else None,
         files=files,
-        parity=reader.take("parity", dict),
+        parity=_parse_parity(reader),
     )
-    _check_meaning(manifest, reader)
+    check_meaning(manifest, reader.error)
     return manifest
+
+
+def _parse_program(reader: _Reader) -> ProgramEntry:
+    program = ProgramEntry(
+        kind=reader.take("kind", str),
+        name=reader.take("name", str),
+        options=reader.take("options", dict),
+        numerics=reader.optional("numerics", str),
+    )
+    if program.kind == ARCHITECTURE:
+        reader.part(program.options, "options").take("window_size", int)
+    return program
+
+
+def _parse_parity(reader: _Reader) -> dict[str, Any]:
+    parity: dict[str, Any] = reader.take("parity", dict)
+    reader.part(parity, "parity").take("tolerance", float)
+    return parity
+
+
+def _parse_sizes(reader: _Reader) -> dict[str, int]:
+    sizes = reader.part(reader.take("sizes", dict), "sizes")
+    found = {name: sizes.take(name, int) for name in sizes.content}
+    for name, size in found.items():
+        if Size.parse(name).symbol is None or not 1 <= size <= _MAX_SIZE:
+            raise reader.error(f"the size {name!r:.60} is {size}, and should be a word, of 1 to {_MAX_SIZE}")
+    return found
 
 
 def _parse_files(reader: _Reader) -> dict[str, FileEntry]:
@@ -185,100 +223,13 @@ def _parse_files(reader: _Reader) -> dict[str, FileEntry]:
     return files
 
 
-def _check_meaning(manifest: Manifest, reader: _Reader) -> None:
-    """Refuses what has the right type and can't be."""
-    if manifest.numerics not in NUMERICS:
-        raise reader.error(f"numerics {manifest.numerics!r:.60} is not {' or '.join(NUMERICS)}")
-    window = reader.part(manifest.options, "options").take("window_size", int)
-    if not 1 <= window <= MAX_WINDOW:
-        raise reader.error(f"window_size {window} is not 1 to {MAX_WINDOW}")
-    tolerance = reader.part(manifest.parity, "parity").take("tolerance", float)
-    if not 0 < tolerance < math.inf:
-        raise reader.error(f"the tolerance {tolerance} is not positive")
-    _check_graphs(manifest, reader)
-    _check_files(manifest, reader)
-
-
-def _check_files(manifest: Manifest, reader: _Reader) -> None:
-    """Refuses a file that is needed and not listed, and files that are larger than they can be."""
-    limits = file_limits(manifest)
-    optional = {f"{graph.model}.data" for graph in manifest.graphs.values()}
-    for path in limits:
-        if path not in manifest.files and path not in optional:
-            raise reader.error(f"{path!r} is used and not listed under files")
-    for path in limits.keys() & manifest.files.keys():
-        if manifest.files[path].size > limits[path]:
-            raise reader.error(
-                f"{path!r} should have {manifest.files[path].size} bytes, and for this model, on this machine, it can "
-                f"have {limits[path]} at most"
-            )
-    others = sum(entry.size for path, entry in manifest.files.items() if path not in limits)
-    if others > sum(limits.values()):
-        raise reader.error(f"files that the bundle doesn't need should have {others} bytes, more than those it needs")
-    states = 8 * sum(math.prod(int(size) for size in state.shape[1:]) for state in manifest.states)
-    if states > (physical_memory() or math.inf):
-        raise reader.error(f"the states of a stream take {states} bytes, more than this machine has")
-
-
-def _check_graphs(manifest: Manifest, reader: _Reader) -> None:
-    """Refuses graphs that take or give something else than graphs of their names do."""
-    found = tuple(name for name in GRAPHS if name in manifest.graphs)
-    if set(manifest.graphs) != set(found) or found not in (GRAPHS[:1], GRAPHS[1:], GRAPHS):
-        raise reader.error(f"the graphs should be {', '.join(GRAPHS)}, or a part, and are {', '.join(manifest.graphs)}")
-    names = [state.name for state in manifest.states]
-    if len(set(names)) != len(names) or bool(names) != ("stream" in manifest.graphs):
-        raise reader.error("the states should be those of a stream graph, each once")
-    for state in manifest.states:
-        if state.shape[0] != BATCH or not all(isinstance(size, int) for size in state.shape[1:]):
-            raise reader.error(f"the state {state.past} should be [{BATCH}, sizes]")
-    for name, graph in manifest.graphs.items():
-        if not graph.test_data:
-            raise reader.error(f"the {name} graph has no test_data")
-        if len(graph.test_data) > _MAX_SETS:
-            raise reader.error(f"the {name} graph has {len(graph.test_data)} sets of test_data, more than {_MAX_SETS}")
-        _check_signature(manifest, reader, name, graph)
-        _check_test_sequence(reader, name, graph)
-
-
-def _check_signature(manifest: Manifest, reader: _Reader, name: str, graph: GraphEntry) -> None:
-    states = () if name == "window" else manifest.states
-    free = (BATCH,) if name == "stream" else (BATCH, SEQUENCE)
-    first = "frame" if name == "stream" else "state_sequence"
-    for kind, tensors, expected, carried in (
-        ("input", graph.inputs, TensorSpec(first, "float32", free), [state.past for state in states]),
-        ("output", graph.outputs, TensorSpec("output", "float32", (BATCH,)), [state.present for state in states]),
-    ):
-        width = tensors[0].shape[-1] if tensors else None
-        wanted = (dataclasses.replace(expected, shape=(*expected.shape, width or "size")), *carried)
-        if not isinstance(width, int) or tensors != wanted:
-            raise reader.error(
-                f"the {name} graph's {kind}s should be {', '.join(map(str, wanted))}, found "
-                f"{', '.join(map(str, tensors)) or 'nothing'}"
-            )
-
-
-def _check_test_sequence(reader: _Reader, name: str, graph: GraphEntry) -> None:
-    """Refuses a longer test that is not one of frames and the output at each."""
-    entry = graph.test_sequence
-    if entry is None:
-        return
-    first = (graph.inputs[0], graph.outputs[0])
-    wanted = [dataclasses.replace(spec, shape=(BATCH, SEQUENCE, spec.shape[-1])) for spec in first]
-    found = [*entry.inputs, *entry.outputs]
-    if name != "stream" or found != wanted:
-        raise reader.error(
-            f"the test_sequence of the {name} graph should be {', '.join(map(str, wanted))} of a stream, and is "
-            f"{', '.join(map(str, found))}"
-        )
-
-
 def _parse_graph(reader: _Reader) -> GraphEntry:
     return GraphEntry(
         model=reader.inside(reader.take("model", str)),
-        inputs=tuple(_parse_tensor(reader, entry) for entry in reader.take("inputs", list)),
-        outputs=tuple(_parse_tensor(reader, entry) for entry in reader.take("outputs", list)),
+        inputs=tuple(_parse_input(reader, entry) for entry in reader.take("inputs", list)),
+        outputs=tuple(_parse_output(reader, entry) for entry in reader.take("outputs", list)),
         test_data=tuple(reader.inside(path) for path in reader.take("test_data", list)),
-        max_sequence=_parse_limit(reader),
+        limits=_parse_limits(reader),
         test_sequence=_parse_test_sequence(reader),
     )
 
@@ -287,12 +238,11 @@ def _parse_test_sequence(reader: _Reader) -> SequenceEntry | None:
     if reader.content.get("test_sequence") is None:
         return None
     entry = reader.part(reader.content["test_sequence"], f"the test sequence of {reader.place}")
-    inputs, outputs = (
-        tuple(_parse_tensor(entry, tensor) for tensor in entry.take(kind, list)) for kind in ("inputs", "outputs")
+    return SequenceEntry(
+        entry.inside(entry.take("folder", str)),
+        tuple(_parse_input(entry, tensor) for tensor in entry.take("inputs", list)),
+        tuple(_parse_output(entry, tensor) for tensor in entry.take("outputs", list)),
     )
-    if [len(inputs), len(outputs)] != [1, 1]:
-        raise entry.error(f"{entry.place} should have one input and one output")
-    return SequenceEntry(entry.inside(entry.take("folder", str)), inputs, outputs)
 
 
 def _parse_state(reader: _Reader, content: Any) -> StateSpec:
@@ -308,18 +258,49 @@ def _parse_state(reader: _Reader, content: Any) -> StateSpec:
     return StateSpec(tensor.name, tensor.dtype, tensor.shape, initial)
 
 
-def _parse_limit(reader: _Reader) -> int | None:
-    if "max_sequence" in reader.content and reader.content["max_sequence"] is None:
-        return None
-    limit: int = reader.take("max_sequence", int)
-    if not 1 <= limit <= MAX_WINDOW:
-        raise reader.error(f"max_sequence {limit} of {reader.place} is not 1 to {MAX_WINDOW}")
-    return limit
+def _parse_limits(reader: _Reader) -> dict[str, tuple[int, int | None]]:
+    limits: dict[str, tuple[int, int | None]] = {}
+    for symbol, bounds in reader.take("limits", dict).items():
+        match bounds:
+            case [int(least), None] if type(least) is int and least >= 1:
+                limits[symbol] = least, None
+            case [int(least), int(most)] if type(least) is type(most) is int and 1 <= least <= most:
+                limits[symbol] = least, most
+            case _:
+                raise reader.error(
+                    f"the limits of {symbol!r:.60} in {reader.place} should be [least, most], from 1 on, and are "
+                    f"{bounds!r:.60}"
+                )
+    return limits
+
+
+def _parse_input(reader: _Reader, content: Mapping[str, Any]) -> InputSpec:
+    tensor = _parse_tensor(reader, content)
+    entry = reader.part(content, f"a tensor of {reader.place}")
+    said = entry.part(entry.take("values", dict), f"the values of {tensor.name}")
+    kind, below = said.take("kind", str), said.optional("below", int)
+    bounded = kind in ("ids", "integers")
+    fits = below is not None and 1 <= below <= _MAX_BELOW if bounded else below is None
+    if tensor.dtype not in _VALUES.get(kind, ()) or not fits:
+        raise entry.error(f"{tensor.name} is {tensor.dtype}, and its values should not be {said.content!r:.80}")
+    return InputSpec(tensor.name, tensor.dtype, tensor.shape, Values(kind, below))
+
+
+def _parse_output(reader: _Reader, content: Mapping[str, Any]) -> OutputSpec:
+    tensor = _parse_tensor(reader, content)
+    entry = reader.part(content, f"a tensor of {reader.place}")
+    position = entry.take("position", str)
+    if position not in POSITIONS:
+        raise entry.error(f"the position of {tensor.name} should be {', '.join(POSITIONS)}, and is {position!r:.60}")
+    return OutputSpec(tensor.name, tensor.dtype, tensor.shape, position)
 
 
 def _parse_tensor(reader: _Reader, content: Mapping[str, Any]) -> TensorSpec:
     entry = reader.part(content, f"a tensor of {reader.place}")
     shape = entry.take("shape", list)
-    if not shape or not all(isinstance(dim, str) or (type(dim) is int and dim > 0) for dim in shape):
+    if not all((isinstance(dim, str) and dim) or (type(dim) is int and dim > 0) for dim in shape):
         raise entry.error(f"the shape {shape!r:.60} should hold positive sizes and symbols only")
-    return TensorSpec(entry.take("name", str), entry.take("dtype", str), tuple(shape))
+    name, dtype = entry.take("name", str), entry.take("dtype", str)
+    if dtype not in DTYPES:
+        raise entry.error(f"the type {dtype!r:.60} of {name!r:.60} is not {', '.join(DTYPES)}")
+    return TensorSpec(name, dtype, shape_of(*shape))

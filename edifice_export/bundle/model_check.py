@@ -10,14 +10,20 @@ import onnx
 from google.protobuf.message import DecodeError
 
 from ..errors import CheckError
-from ..specification import TensorSpec
+from ..specification import TensorSpec, shape_of
 from .manifest import GraphEntry, Manifest
 from .nesting import check_inlined, find, qualified
 from .outline import read_outline
 
 __all__ = ["check_model"]
 
-_DTYPES: dict[int, str] = {onnx.TensorProto.FLOAT: "float32", onnx.TensorProto.INT64: "int64"}
+_DTYPES: dict[int, str] = {
+    onnx.TensorProto.FLOAT: "float32",
+    onnx.TensorProto.FLOAT16: "float16",
+    onnx.TensorProto.INT64: "int64",
+    onnx.TensorProto.INT32: "int32",
+    onnx.TensorProto.BOOL: "bool",
+}
 
 
 def check_model(folder: Path, name: str, content: memoryview, manifest: Manifest) -> set[str]:
@@ -76,7 +82,7 @@ def _files(model: onnx.ModelProto, name: str, manifest: Manifest) -> set[str]:
 def _check_signature(folder: Path, graph: str, entry: GraphEntry, model: onnx.ModelProto) -> None:
     for specs, values in ((entry.inputs, model.graph.input), (entry.outputs, model.graph.output)):
         for expected, found in itertools.zip_longest(specs, map(_spec, values)):
-            if found != expected:
+            if str(found) != str(expected):
                 says, has = _parts(str(expected or "nothing"), str(found or "nothing"))
                 raise CheckError(
                     f"bundle {folder}: the manifest says {says} and the {graph} graph has {has}; build the bundle again"
@@ -86,7 +92,7 @@ def _check_signature(folder: Path, graph: str, entry: GraphEntry, model: onnx.Mo
 def _spec(value: onnx.ValueInfoProto) -> TensorSpec:
     tensor = value.type.tensor_type
     shape = tuple(dim.dim_value if dim.HasField("dim_value") else dim.dim_param or "?" for dim in tensor.shape.dim)
-    return TensorSpec(value.name, _DTYPES.get(tensor.elem_type, f"type {tensor.elem_type}"), shape)
+    return TensorSpec(value.name, _DTYPES.get(tensor.elem_type, f"type {tensor.elem_type}"), shape_of(*shape))
 
 
 def _check_essentials(folder: Path, name: str, essentials: Mapping[str, str], model: onnx.ModelProto) -> None:

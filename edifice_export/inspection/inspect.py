@@ -12,7 +12,7 @@ from typing import Any
 import onnx
 from onnx import TensorProto, inliner
 
-from ..arguments import whole_number
+from ..arguments import mapping, path_of, whole_number
 from ..bundle.nesting import check_inlined, find, qualified
 from ..errors import CheckError, ExportError, RequestError, brief
 from .costs import AWAY, MAX_ELEMENTS, MAX_FOLDED, Activation, Walk, byte_size, dtype_of
@@ -66,8 +66,9 @@ def inspect_model(path: str | Path, sizes: Mapping[str, int] | None = None) -> I
         RequestError: the file is not a readable ONNX model, or a size is not positive or names no symbol of the inputs.
         CheckError: external data outside the model's folder, too many nodes, absurd dimensions.
     """
+    place, asked = path_of("path", path), mapping("sizes", sizes if sizes is not None else {}, "numbers by symbol")
     try:
-        return _inspect(Path(path), sizes or {})
+        return _inspect(place, asked)
     except ExportError:
         raise
     except Exception as error:  # on a damaged file protobuf, ONNX's C++ and numpy raise a dozen types

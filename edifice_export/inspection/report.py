@@ -36,7 +36,7 @@ def inspect_path(
             graph does not have.
         CheckError: the bundle is damaged.
     """
-    sizes = {symbol: size for symbol, size in ((BATCH, batch), (SEQUENCE, sequence)) if size is not None}
+    sizes = {symbol: size for symbol, size in ((str(BATCH), batch), (str(SEQUENCE), sequence)) if size is not None}
     if path.is_file():
         if graph is not None:
             raise RequestError(f"--graph {graph}: {path} is a model, which is one graph; leave --graph out")
@@ -47,12 +47,11 @@ def inspect_path(
     if name not in graphs:
         raise RequestError(f"--graph {name}: bundle {path} has {', '.join(graphs)}; name one of these")
     entry = graphs[name]
-    if sequence is not None and entry.max_sequence is not None and sequence > entry.max_sequence:
-        raise RequestError(
-            f"--sequence {sequence}: this graph computes at most {entry.max_sequence} frames; ask for less"
-        )
+    most, frames = bundle.manifest.max_frames(name), bundle.manifest.frames
+    if sequence is not None and most is not None and sequence > most:
+        raise RequestError(f"--sequence {sequence}: this graph computes at most {most} frames; ask for less")
     model = bundle.file(entry.model)
-    window = {} if name == "stream" else {SEQUENCE: bundle.manifest.window_size}
+    window = {symbol: size for symbol, size in bundle.manifest.sizes.items() if name != "stream" or symbol != frames}
     return str(model), inspect_model(model, window | sizes)
 
 

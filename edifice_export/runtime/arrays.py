@@ -2,32 +2,45 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 
 from ..errors import NotFiniteError, RequestError
-from ..specification import TensorSpec
+from ..specification import InputSpec, OutputSpec, Size
+from ..values import MAX_MAGNITUDE, first_beyond, why_beyond
 
-__all__ = ["MAX_MAGNITUDE", "check_array", "check_finite", "first_beyond", "why_beyond"]
+__all__ = ["batch_symbol", "check_array", "check_finite", "check_sizes"]
 
-MAX_MAGNITUDE = 1e12
-"""The largest number, and the smallest negated, that a frame may hold; `verify` goes up to it.
-
-Layer norms square what the first layer makes of a frame: from 1.8e19 on the squares leave float32, and the output is
-zero or NaN. Ten million are left for what weights, added up over a frame, and sums of squares make of it.
-"""
+Limits = Mapping[str, tuple[int, int | None]]
 
 
-def check_array(array: np.ndarray, spec: TensorSpec) -> None:
-    """Refuses an array that is not what the graph takes, with or without the batch axis.
+def batch_symbol(inputs: Sequence[InputSpec], outputs: Sequence[OutputSpec]) -> str | None:
+    """The free size that all of these begin with: of entries that have nothing to do with each other."""
+    firsts = {spec.shape[0] if spec.shape else None for spec in (*inputs, *outputs)}
+    first = firsts.pop() if len(firsts) == 1 else None
+    return first.symbol if isinstance(first, Size) else None
+
+
+def check_array(array: np.ndarray, spec: InputSpec, single: bool = True) -> None:
+    """Refuses an array that is not what the graph takes.
+
+    Args:
+        array: what was given.
+        spec: what it should be.
+        single: whether the first axis may be left out, that of the batch.
 
     Raises:
         RequestError: names the tensor, what was expected and what was found.
     """
     if not isinstance(array, np.ndarray) or isinstance(array, np.ma.MaskedArray):
         raise RequestError(f"{spec.name} should be a numpy array {spec}, got {type(array).__name__}; convert it")
-    width = spec.shape[-1]
-    expected = f"{spec} or [{', '.join(map(str, spec.shape[1:]))}]"
-    if array.ndim not in (len(spec.shape), len(spec.shape) - 1) or array.shape[-1] != width:
+    expected = f"{spec} or [{', '.join(map(str, spec.shape[1:]))}]" if single else str(spec)
+    sizes = spec.shape[max(0, len(spec.shape) - array.ndim) :]
+    fits = len(sizes) == array.ndim >= len(spec.shape) - single and all(
+        isinstance(size, Size) or size == found for size, found in zip(sizes, array.shape, strict=True)
+    )
+    if not fits:
         raise RequestError(f"{spec.name}: expected {expected}, got shape {list(array.shape)}")
     if array.dtype != np.dtype(spec.dtype):
         raise RequestError(
@@ -35,32 +48,51 @@ def check_array(array: np.ndarray, spec: TensorSpec) -> None:
         )
     if 0 in array.shape:
         raise RequestError(f"{spec.name}: expected {expected}, got shape {list(array.shape)}, which holds nothing")
-    place = first_beyond(array, MAX_MAGNITUDE)
-    if place is not None:
+    _check_values(array, spec)
+
+
+def _check_values(array: np.ndarray, spec: InputSpec) -> None:
+    if spec.values.kind == "normal" and (place := first_beyond(array, MAX_MAGNITUDE)) is not None:
         frame = f" in frame {place[-2]}" if len(spec.shape) == 3 else ""
         value = array[place]
         raise RequestError(f"{spec.name}: holds {value:g} at {list(place)}{frame}; {why_beyond(value)}")
+    if spec.values.kind == "ids" and spec.values.below is not None:
+        odd = np.argwhere((array < 0) | (array >= spec.values.below))
+        if len(odd):
+            value = array[tuple(odd[0])]
+            raise RequestError(
+                f"{spec.name}: holds {value} at {odd[0].tolist()}; there are 0 to {spec.values.below - 1}, give those"
+            )
 
 
-def first_beyond(array: np.ndarray, limit: float) -> tuple[int, ...] | None:
-    """The place of the first number that is a NaN, infinite, or further from zero than a limit; None without one."""
-    if np.abs(array).max() <= limit:  # a NaN is not
-        return None
-    return tuple(int(index) for index in np.argwhere(~(np.abs(array) <= limit))[0])
+def check_sizes(arrays: Sequence[np.ndarray], specs: Sequence[InputSpec], limits: Limits) -> dict[str, int]:
+    """The free sizes of whole inputs, by symbol.
 
-
-def why_beyond(value: float) -> str:
-    """Why a number of a frame is refused, and what to do."""
-    if not np.isfinite(value):
-        return "give finite numbers only"
-    return f"numbers up to {MAX_MAGNITUDE:g} are taken, beyond which float32 may overflow; scale or mend the input"
+    Raises:
+        RequestError: sizes of one name differ, or one is beyond its limits.
+    """
+    sizes: dict[str, int] = {}
+    for array, spec in zip(arrays, specs, strict=True):
+        for size, found in zip(spec.shape, array.shape, strict=True):
+            if not isinstance(size, Size) or size.symbol is None:
+                continue
+            known = sizes.setdefault(size.symbol, found)
+            if known != found:
+                raise RequestError(
+                    f"{spec.name}: {size} is {found}, and {known} in what was given before; give the same everywhere"
+                )
+            least, most = limits.get(size.symbol, (1, None))
+            if not least <= found <= (most or found):
+                bound = f"at most {most}" if most is not None and found > most else f"{least} or more"
+                raise RequestError(f"{spec.name}: {size} is {found}, and this model takes {bound}")
+    return sizes
 
 
 def check_finite(output: np.ndarray, name: str, consequence: str = "") -> None:
     """Refuses what a graph gave if it is not finite.
 
     Args:
-        output: float32 [batch, ...].
+        output: [batch, ...], or of whatever else the whole of it.
         name: what messages call it.
         consequence: what the error means for the caller, if anything.
 
@@ -69,7 +101,7 @@ def check_finite(output: np.ndarray, name: str, consequence: str = "") -> None:
     """
     finite = np.isfinite(output)
     if not finite.all():
-        entry = int(np.argwhere(~finite)[0, 0])
+        entry = int(np.argwhere(~finite)[0, 0]) if output.ndim else 0
         raise NotFiniteError(
             f"{name}: is not finite for entry {entry} of the batch: float32 overflows in this model on these frames"
             f"{consequence}; scale them down, or mend the weights",

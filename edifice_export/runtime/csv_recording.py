@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TextIO
 
 from ..errors import RequestError
-from .arrays import MAX_MAGNITUDE, why_beyond
+from ..values import MAX_MAGNITUDE, why_beyond
 
 __all__ = ["CsvLines", "unpack_csv"]
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 import onnxruntime as ort
 
+from ..arguments import mapping, text, words
 from ..bundle.bundle import Bundle, open_bundle
+from ..bundle.manifest import ARCHITECTURE
 from ..errors import RequestError
-from .arrays import check_array, check_finite
+from .arrays import batch_symbol, check_array, check_finite, check_sizes
 from .providers import ORT_ERRORS, failed, open_session, placement, why_not_usable
 from .stream import HISTORY, Stream
 
@@ -26,8 +28,9 @@ class Model:
 
     Attributes:
         bundle: where they come from.
-        input: what a call takes, state_sequence float32 [batch, sequence, embed_dim].
-        output: what it gives, output float32 [batch, hidden_size].
+        inputs: what a call takes, such as state_sequence float32 [batch, sequence, embed_dim]; without a window graph
+            what a stream takes.
+        outputs: what it gives, such as output float32 [batch, hidden_size].
         session: of the window graph, or of the stream graph in a bundle without one.
         max_sequence: the most frames that a call takes at once, or None where any number will do.
         placement: nodes of that graph run by each provider, by short name.
@@ -41,8 +44,11 @@ class Model:
         self._sessions: dict[str, ort.InferenceSession] = {}
         self._opening = threading.Lock()
         self.has_window, self.has_stream = "window" in graphs, "stream" in graphs
-        graph = graphs["window" if self.has_window else "prefill"]
-        self.input, self.output, self.max_sequence = graph.inputs[0], graph.outputs[0], graph.max_sequence
+        name = next(name for name in ("window", "prefill", "stream") if name in graphs)
+        self.inputs, self.outputs = bundle.manifest.own_tensors(name)
+        self.max_sequence = bundle.manifest.max_frames(name)
+        self._limits = graphs[name].limits
+        self._single = batch_symbol(self.inputs, self.outputs) is not None
         self.session = self.session_of("window" if self.has_window else "stream")
         self.placement = placement(self.session)
         self.passed_over = {short: reason for short in providers if (reason := why_not_usable(short)) is not None}
@@ -63,41 +69,82 @@ class Model:
         """Frames that the model was made for at once."""
         return self.bundle.manifest.window_size
 
-    def __call__(self, state_sequence: np.ndarray) -> np.ndarray:
-        """Runs one window.
+    def __call__(self, *inputs: np.ndarray, **named: np.ndarray) -> Any:
+        """Runs the window graph.
 
         Args:
-            state_sequence: float32 [batch, sequence, embed_dim], or [sequence, embed_dim] for a single one.
+            inputs: in their order, such as float32 [batch, sequence, embed_dim]; where all inputs and outputs are of a
+                batch, a single entry without that axis will do.
+            named: those that are given by name.
 
         Returns:
-            float32 [batch, hidden_size], or [hidden_size].
+            The output, or a tuple of several; of a single entry without the axis of the batch.
 
         Raises:
-            RequestError: another rank, width or dtype, no frame at all, more than max_sequence, a NaN or a number
-                beyond MAX_MAGNITUDE, or a bundle that was built without the window graph.
-            CheckError: ONNX Runtime could not run it, or the output is not finite.
+            RequestError: see run; or an input that there is not, or given twice.
+            CheckError: see run.
+        """
+        names = [spec.name for spec in self.inputs]
+        given = dict(zip(names, inputs, strict=False))
+        if len(inputs) > len(names) or given.keys() & named.keys():
+            raise RequestError(f"{self._name} takes {', '.join(names)}, each once; got {len(inputs)} and {[*named]}")
+        outputs = tuple(self.run(given | named).values())
+        return outputs[0] if len(outputs) == 1 else outputs
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Runs the window graph on inputs by name, and gives its outputs by name.
+
+        Raises:
+            RequestError: an input is missing or one too many, another rank, size or dtype, sizes that should be equal
+                and differ, no frame at all, more than max_sequence, a NaN, a number beyond MAX_MAGNITUDE, an id that
+                there is not, or a bundle that was built without the window graph.
+            CheckError: ONNX Runtime could not run it, or an output is not finite.
         """
         if not self.has_window:
             raise RequestError(
                 f"bundle {self.bundle.path}: has no window graph; use its stream, or build it with --graph both"
             )
-        check_array(state_sequence, self.input)
-        if self.max_sequence is not None and state_sequence.shape[-2] > self.max_sequence:
-            raise RequestError(
-                f"{self.input.name}: got {state_sequence.shape[-2]} frames, and {self.bundle.manifest.architecture} "
-                f"can't compute more than the window of {self.max_sequence} that it was made for; give the last "
-                f"{self.max_sequence}, or train and build it with a larger window_size"
-            )
-        batched = state_sequence.ndim == 3
-        feed = np.ascontiguousarray(state_sequence if batched else state_sequence[None])
+        inputs = mapping("inputs", inputs, "arrays by name")
+        if inputs.keys() != {spec.name for spec in self.inputs}:
+            wanted = ", ".join(map(str, self.inputs))
+            raise RequestError(f"{self._name} takes {wanted}; got {', '.join(inputs) or 'nothing'}")
+        arrays = [inputs[spec.name] for spec in self.inputs]
+        for array, spec in zip(arrays, self.inputs, strict=True):
+            check_array(array, spec, self._single)
+        ranks = {array.ndim - len(spec.shape) for array, spec in zip(arrays, self.inputs, strict=True)}
+        if len(ranks) > 1:
+            raise RequestError(f"{self._name}: some inputs have a batch and others not; give all the same")
+        batched = ranks == {0}
+        feeds = [np.asarray(array if batched else array[None], order="C") for array in arrays]
+        self._check_frames(feeds)
+        check_sizes(feeds, self.inputs, self._limits)
+        names = [spec.name for spec in self.outputs]
         try:
-            (output,) = self.session.run([self.output.name], {self.input.name: feed})
+            found = self.session.run(names, {spec.name: feed for spec, feed in zip(self.inputs, feeds, strict=True)})
         except ORT_ERRORS as error:
-            given = f"{self.input.name} {list(feed.shape)} with {', '.join(self.providers)}"
-            raise failed(given, error) from error
-        check_finite(output, self.output.name)
-        result: np.ndarray = output if batched else output[0]
-        return result
+            shapes = ", ".join(f"{spec.name} {list(feed.shape)}" for spec, feed in zip(self.inputs, feeds, strict=True))
+            raise failed(f"{shapes} with {', '.join(self.providers)}", error) from error
+        for name, value in zip(names, found, strict=True):
+            check_finite(value, name)
+        return {name: value if batched else value[0] for name, value in zip(names, found, strict=True)}
+
+    def _check_frames(self, feeds: Sequence[np.ndarray]) -> None:
+        """Refuses more frames than an architecture was made for, and says what to do."""
+        frames, program = self.bundle.manifest.frames, self.bundle.manifest.program
+        if self.max_sequence is None or program.kind != ARCHITECTURE:
+            return
+        (spec,), (feed,) = self.inputs, feeds
+        length = feed.shape[[str(size) for size in spec.shape].index(str(frames))]
+        if length > self.max_sequence:
+            raise RequestError(
+                f"{spec.name}: got {length} frames, and {self._name} can't compute more than the window of "
+                f"{self.max_sequence} that it was made for; give the last {self.max_sequence}, or train and build it "
+                "with a larger window_size"
+            )
+
+    @property
+    def _name(self) -> str:
+        return self.bundle.manifest.program.name
 
     def stream(self, batch: int = 1, history: int = HISTORY) -> Stream:
         """Opens streams that share this model's sessions, at their start.
@@ -110,14 +157,28 @@ class Model:
             RequestError: a bundle that was built without a stream, or a number out of range.
             CheckError: a file of the stream was changed or is missing, or its graphs are not those of the manifest.
         """
-        if not self.has_stream:
-            raise RequestError(
-                f"bundle {self.bundle.path}: has no stream graph; build it with --graph both or --graph stream"
-            )
-        return Stream(self.bundle, self.session_of("stream"), self.session_of("prefill"), batch, history)
+        self.check_stream()
+        session = self.session_of("stream")
+        prefill = self.session_of("prefill") if "prefill" in self.bundle.manifest.graphs else None
+        return Stream(self.bundle, session, prefill, batch, history)
+
+    def check_stream(self) -> None:
+        """Refuses a bundle without a stream.
+
+        Raises:
+            RequestError: says what to do.
+        """
+        if self.has_stream:
+            return
+        if self.bundle.manifest.program.kind == ARCHITECTURE:
+            remedy = "build it with --graph both or --graph stream"
+        else:
+            remedy = "its module has no step(*frame, state) and initial_state(batch); give it both and export it again"
+        raise RequestError(f"bundle {self.bundle.path}: has no stream graph; {remedy}")
 
     def session_of(self, name: str) -> ort.InferenceSession:
         """The session of a graph (see manifest.GRAPHS), opened when it is first asked for."""
+        text("name", name, self.bundle.manifest.graphs)
         with self._opening:
             if name not in self._sessions:
                 model = self.bundle.manifest.graphs[name].model
@@ -149,4 +210,4 @@ def load(
             Weights and test data need not be there.
     """
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle, whole=False)
-    return Model(opened, [providers] if isinstance(providers, str) else list(providers), threads, optimization)
+    return Model(opened, words("providers", providers), threads, optimization)

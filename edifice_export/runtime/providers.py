@@ -16,7 +16,7 @@ import numpy as np
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as _state
 
-from ..arguments import whole_number
+from ..arguments import text, whole_number
 from ..errors import CheckError, ExportError, RequestError, brief
 from .version import refuse_old_runtime, why_too_old
 
@@ -187,8 +187,7 @@ def open_session(
         raise RequestError("providers: the list is empty; name at least one, such as cpu")
     if threads is not None:
         threads = whole_number("threads", threads, 1, MAX_THREADS)
-    if optimization not in OPTIMIZATION_LEVELS:
-        raise RequestError(f"optimization must be one of {', '.join(OPTIMIZATION_LEVELS)}, got {optimization!r}")
+    text("optimization", optimization, OPTIMIZATION_LEVELS)
     reasons = {short: why_not_usable(short) for short in providers}
     usable = [short for short, reason in reasons.items() if reason is None]
     if not usable:

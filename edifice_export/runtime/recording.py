@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from ..arguments import whole_number
 from ..errors import ExportError, RequestError, brief
+from ..values import MAX_MAGNITUDE, first_beyond, why_beyond
 from ..writing.files import check_output, replacing
-from .arrays import MAX_MAGNITUDE, first_beyond, why_beyond
 from .csv_recording import CsvLines, unpack_csv
 
 __all__ = ["Recording", "check_room", "iter_windows", "open_output", "open_recording", "window_starts"]

@@ -14,8 +14,9 @@ from ..writing.files import is_within, same_file
 from .csv_recording import CsvLines
 from .model import Model
 from .recording import check_room, iter_windows, open_output, open_recording, window_starts
+from .tensor_file import check_tensor_output, read_tensors, write_tensors
 
-__all__ = ["RunReport", "StreamReport", "run_recording", "stream_recording"]
+__all__ = ["CallReport", "RunReport", "StreamReport", "run_recording", "run_tensors", "stream_recording"]
 
 _CHUNK_BYTES = 2**24
 """Input bytes that one call of the runtime takes at most, unless one window is larger."""
@@ -69,6 +70,88 @@ class StreamReport:
     lines: CsvLines | None
 
 
+@dataclasses.dataclass(frozen=True)
+class CallReport:
+    """What a bundle of somebody's module was run on.
+
+    Attributes:
+        output: the file that was written.
+        shapes: of the outputs, by name.
+        frames: how many frames the stream had; None of a single call.
+        providers: that run nodes of the graph, by short name, and how many each.
+        passed_over: providers that were preferred and are not usable, and why.
+    """
+
+    output: str
+    shapes: dict[str, list[int]]
+    frames: int | None
+    providers: dict[str, int]
+    passed_over: dict[str, str]
+
+
+def run_tensors(
+    model: Model,
+    source: Path,
+    target: Path,
+    stream: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> CallReport:
+    """Runs a bundle of somebody's module on the tensors of a file: once, or frame by frame.
+
+    Args:
+        model: see load.
+        source: .npz with an array for each input, or .npy of the only one. For a stream they have the axis of frames
+            after that of the batch.
+        target: .npz for the outputs by name, or .npy of the only one; of a stream with the axis of frames.
+        stream: whether it goes frame by frame.
+        progress: called with the number of frames done and of all.
+
+    Raises:
+        RequestError: a file can't be read or written, or holds other tensors than the model takes.
+        CheckError: ONNX Runtime could not run it, or an output is not finite.
+
+    Nothing is written then.
+    """
+    _check_target(model, source, target)
+    if not stream:
+        check_tensor_output(target, [spec.name for spec in model.outputs])
+        outputs = model.run(read_tensors(source, [spec.name for spec in model.inputs]))
+        frames, placed = None, model.placement
+        if progress is not None:
+            progress(1, 1)
+    else:
+        outputs, frames, placed = _stream_tensors(model, source, target, progress)
+    write_tensors(target, outputs)
+    shapes = {name: list(array.shape) for name, array in outputs.items()}
+    return CallReport(str(target), shapes, frames, placed, model.passed_over)
+
+
+def _stream_tensors(
+    model: Model, source: Path, target: Path, progress: Callable[[int, int], None] | None
+) -> tuple[dict[str, np.ndarray], int, dict[str, int]]:
+    model.check_stream()
+    inputs, specs = model.bundle.manifest.own_tensors("stream")
+    check_tensor_output(target, [spec.name for spec in specs])
+    arrays = [*read_tensors(source, [spec.name for spec in inputs]).values()]
+    sizes = {array.shape[:2] for array in arrays}
+    if any(array.ndim != len(spec.shape) + 1 for array, spec in zip(arrays, inputs, strict=True)) or len(sizes) > 1:
+        wanted = ", ".join(f"{spec.name} [batch, frames, ...]" for spec in inputs)
+        found = ", ".join(str(list(array.shape)) for array in arrays)
+        raise RequestError(f"{source}: a stream takes {wanted}, with as many frames of each; it holds {found}")
+    batch, length = sizes.pop()
+    stream, found_at = model.stream(batch, history=0), []
+    for t in range(length):
+        try:
+            found = stream.step(*(np.ascontiguousarray(array[:, t]) for array in arrays))
+        except (RequestError, NotFiniteError) as error:
+            raise type(error)(f"{source}, frame {t}: {error}") from error
+        found_at.append(found if isinstance(found, tuple) else (found,))
+        if progress is not None:
+            progress(t + 1, length)
+    stacked = (np.stack(each, axis=1) for each in zip(*found_at, strict=True))
+    return {spec.name: array for spec, array in zip(specs, stacked, strict=True)}, length, stream.placement
+
+
 def run_recording(
     model: Model, source: Path, target: Path, stride: int = 1, progress: Callable[[int, int], None] | None = None
 ) -> RunReport:
@@ -93,13 +176,13 @@ def run_recording(
     Nothing is written then.
     """
     _check_target(model, source, target)
-    stride, hidden = whole_number("stride", stride, 1), int(model.output.shape[-1])
+    stride, hidden = whole_number("stride", stride, 1), model.outputs[0].width
 
     def admit(shape: tuple[int, ...]) -> None:
         windows = len(window_starts(shape[-2], model.window_size, stride))
         check_room(target, (*shape[:-2], windows, hidden))
 
-    with open_recording(source, int(model.input.shape[-1]), model.input.name, admit) as recording:
+    with open_recording(source, model.inputs[0].width, model.inputs[0].name, admit) as recording:
         batch, length, width = recording.frames.shape
         starts = window_starts(length, model.window_size, stride)
         window = min(length, model.window_size)
@@ -156,14 +239,14 @@ def stream_recording(
     if whole_number("stride", stride, 1) != 1:
         raise RequestError(f"--stride {stride}: a stream sees every frame; leave it out, or leave --stream out")
     _check_target(model, source, target)
-    hidden, stream = int(model.output.shape[-1]), None
+    hidden, stream = model.outputs[0].width, None
 
     def admit(shape: tuple[int, ...]) -> None:
         nonlocal stream
         stream = model.stream(shape[0] if len(shape) == 3 else 1, history=0)
         check_room(target, (*shape[:-1], hidden))
 
-    with open_recording(source, int(model.input.shape[-1]), model.input.name, admit) as recording:
+    with open_recording(source, model.inputs[0].width, model.inputs[0].name, admit) as recording:
         batch, length, _ = recording.frames.shape
         stream = stream or model.stream(batch, history=0)
         shape = (batch, length, hidden)

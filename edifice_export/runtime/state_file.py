@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from ..errors import RequestError
-from ..specification import BATCH, StateSpec
+from ..specification import StateSpec
+from ..values import first_beyond
 from ..writing.files import replacing
-from .arrays import first_beyond
 
-__all__ = ["MAX_STATE", "read_state", "sizes_of", "write_state"]
+__all__ = ["MAX_STATE", "read_state", "write_state"]
 
 Tensors = dict[str, np.ndarray]
 
@@ -80,18 +80,13 @@ def read_state(path: Path, names: Mapping[str, str], states: Sequence[StateSpec]
     return tensors
 
 
-def sizes_of(state: StateSpec, batch: int) -> tuple[int, ...]:
-    """The shape of a state of so many streams."""
-    return tuple(batch if size == BATCH else int(size) for size in state.shape)
-
-
 def _check(tensors: Tensors, states: Sequence[StateSpec], batch: int, path: Path) -> None:
     expected = {state.name for state in states}
     if tensors.keys() != expected:
         odd = sorted(tensors.keys() ^ expected)
         raise RequestError(f"state {path}: its tensors are not those of this bundle's states: {', '.join(odd[:4])}")
     for state in states:
-        tensor, shape = tensors[state.name], sizes_of(state, batch)
+        tensor, shape = tensors[state.name], state.of(batch)
         if (str(tensor.dtype), tensor.shape) != (state.dtype, shape):
             raise RequestError(
                 f"state {path}: {state.name} should be {state.dtype} {list(shape)} for this stream, found "

@@ -16,15 +16,15 @@ from typing import Any, NoReturn
 import numpy as np
 import onnxruntime as ort
 
-from ..arguments import whole_number
+from ..arguments import path_of, several, whole_number
 from ..bundle.bundle import Bundle
 from ..errors import RequestError
 from ..machine import physical_memory
-from ..specification import StateSpec, TensorSpec
+from ..specification import InputSpec, StateSpec, TensorSpec
 from ..writing.files import is_within
-from .arrays import check_array, check_finite
+from .arrays import check_array, check_finite, check_sizes
 from .providers import ORT_ERRORS, device_of, failed, placement, short_name
-from .state_file import read_state, sizes_of, write_state
+from .state_file import read_state, write_state
 
 __all__ = ["HISTORY", "MAX_HISTORY", "Snapshot", "Stream"]
 
@@ -48,34 +48,34 @@ class Stream:
     Attributes:
         batch: how many streams, the entries of every frame and output.
         history: frames that it can be rewound by at most.
-        frame: what a step takes, frame float32 [batch, embed_dim].
-        output: what it gives, output float32 [batch, hidden_size].
+        inputs: what a step takes beside the state, such as frame float32 [batch, embed_dim].
+        outputs: what it gives beside the state, such as output float32 [batch, hidden_size].
         placement: nodes of the stream graph run by each provider, by short name.
     """
 
     def __init__(
-        self, bundle: Bundle, step: ort.InferenceSession, prefill: ort.InferenceSession, batch: int, history: int
+        self, bundle: Bundle, step: ort.InferenceSession, prefill: ort.InferenceSession | None, batch: int, history: int
     ) -> None:
         batch = whole_number("batch", batch, 1)
         history = whole_number("history", history, 0, MAX_HISTORY)
-        graph = bundle.manifest.graphs["stream"]
+        manifest = bundle.manifest
+        self.inputs, self.outputs = manifest.own_tensors("stream")
         _check_memory(bundle, batch)
         self.bundle, self.batch, self.history = bundle, batch, history
-        self.frame, self.output = graph.inputs[0], graph.outputs[0]
-        self._sequence = bundle.manifest.graphs["prefill"].inputs[0]
+        self._sequences = manifest.own_tensors("prefill")[0] if prefill is not None else ()
         self._step, self._prefill = step, prefill
         self.placement = placement(step)
-        self._states = bundle.manifest.states
+        self._states = manifest.states
         self._device = device_of(step)
         # Other providers than the CPU's may take a copy when an input is bound, and go on with that.
         self._reads_in_place = short_name(step.get_providers()[0]) == "cpu"
         self._free: deque[_Buffers] = deque()
         self._own: dict[int, _Buffers] = {}
         self._bindings: dict[tuple[int, int], ort.IOBinding] = {}
-        self._input = np.zeros((batch, int(self.frame.shape[1])), np.float32)
-        self._result = np.zeros((batch, int(self.output.shape[1])), np.float32)
-        self._input_value = ort.OrtValue.ortvalue_from_numpy(self._input)
-        self._result_value = ort.OrtValue.ortvalue_from_numpy(self._result)
+        self._frame = [np.zeros(_shape(spec, batch), spec.dtype) for spec in self.inputs]
+        self._result = [np.zeros(_shape(spec, batch), spec.dtype) for spec in self.outputs]
+        self._frame_values = [ort.OrtValue.ortvalue_from_numpy(array) for array in self._frame]
+        self._result_values = [ort.OrtValue.ortvalue_from_numpy(array) for array in self._result]
         self._initial = self._upload(bundle.initial_state(batch))
         self._current = self._initial
         self._before: deque[_State] = deque(maxlen=history)
@@ -88,23 +88,25 @@ class Stream:
     def __reduce__(self) -> NoReturn:
         _refuse_copy(self)
 
-    def step(self, frame: np.ndarray) -> np.ndarray:
+    def step(self, *frame: np.ndarray) -> Any:
         """One frame on.
 
         Args:
-            frame: float32 [batch, embed_dim], or [embed_dim] of a single stream.
+            frame: the inputs in their order, such as float32 [batch, embed_dim]; of a single stream without the batch.
 
         Returns:
-            float32 [batch, hidden_size], or [hidden_size].
+            The output, such as float32 [batch, hidden_size], or a tuple of several.
 
         Raises:
-            RequestError: another rank, width, batch or dtype, or a NaN or a number beyond MAX_MAGNITUDE.
-            CheckError: ONNX Runtime could not run it, or the output is not finite.
+            RequestError: another number of inputs, rank, width, batch or dtype, a NaN, a number beyond MAX_MAGNITUDE,
+                or an id that there is not.
+            CheckError: ONNX Runtime could not run it, or an output is not finite.
 
         The stream stays where it was then.
         """
-        single = self._check(frame, self.frame, "step")
-        self._input[:] = frame
+        single = self._check(frame, self.inputs, "step")
+        for held, given in zip(self._frame, frame, strict=True):
+            held[:] = given
         after = self._take()
         try:
             binding = self._binding(self._current.buffers, after.buffers)
@@ -112,34 +114,43 @@ class Stream:
             binding.synchronize_outputs()
         except ORT_ERRORS as error:
             raise failed(f"a frame of {self.batch} streams", error) from error
-        check_finite(self._result, self.output.name, _STAYS)
+        self._check_finite(self._result)
         self._advance(after)
-        return self._result[0].copy() if single else self._result.copy()
+        return _given_back([array[0].copy() if single else array.copy() for array in self._result])
 
-    def prefill(self, state_sequence: np.ndarray) -> np.ndarray:
+    def prefill(self, *sequence: np.ndarray) -> Any:
         """Many frames on at once: what as many steps give, faster, and their last output.
 
         For a history that a stream starts with, or frames that are simulated again. Rewinding goes back over all of
         them as over one frame.
 
         Args:
-            state_sequence: float32 [batch, sequence, embed_dim], or [sequence, embed_dim] of a single stream.
+            sequence: the inputs in their order, such as float32 [batch, sequence, embed_dim]; of a single stream
+                without the batch.
 
         Returns:
-            The output at the last frame, float32 [batch, hidden_size], or [hidden_size].
+            The output at the last frame, such as float32 [batch, hidden_size], or a tuple of several.
 
         Raises:
-            RequestError, CheckError: as for step.
+            RequestError: as for step; or the bundle has no prefill graph.
+            CheckError: as for step.
         """
-        single = self._check(state_sequence, self._sequence, "prefill")
-        frames = np.ascontiguousarray(state_sequence[None] if single else state_sequence)
-        length = max(_PIECE, self.bundle.manifest.window_size)
-        state, output = self._current, self._result
-        for start in range(0, frames.shape[1], length):
-            state, output = self._run_prefill(np.ascontiguousarray(frames[:, start : start + length]), state)
-            check_finite(output, self.output.name, _STAYS)
+        if self._prefill is None:
+            raise RequestError(f"bundle {self.bundle.path}: has no prefill graph, as its module has none; use step")
+        single = self._check(sequence, self._sequences, "prefill")
+        frames = [np.ascontiguousarray(array[None] if single else array) for array in sequence]
+        manifest = self.bundle.manifest
+        limits = {symbol: of for symbol, of in manifest.graphs["prefill"].limits.items() if symbol != manifest.frames}
+        check_sizes(frames, self._sequences, limits)
+        piece = max(_PIECE, manifest.window_size)
+        piece = min(piece, manifest.max_frames("prefill") or piece)
+        state, outputs = self._current, self._result
+        for start in range(0, frames[0].shape[1], piece):
+            pieces = [np.ascontiguousarray(array[:, start : start + piece]) for array in frames]
+            state, outputs = self._run_prefill(pieces, state)
+            self._check_finite(outputs)
         self._advance(state)
-        return output[0].copy() if single else output
+        return _given_back([array[0].copy() if single else array for array in outputs])
 
     def reset(self, entries: Sequence[int] | None = None) -> None:
         """Back to before the first frame, for all streams or for some entries of the batch.
@@ -153,12 +164,10 @@ class Stream:
             self._current = self._initial
             self._before.clear()
             return
-        chosen = list(entries) if isinstance(entries, (Sequence, np.ndarray)) else [entries]
-        sound = isinstance(entries, (Sequence, np.ndarray)) and all(
-            (type(entry) is int or isinstance(entry, np.integer)) and 0 <= entry < self.batch for entry in chosen
-        )
-        if not sound:
-            raise RequestError(f"entries must be integers from 0 to {self.batch - 1}, got {entries!r:.80}")
+        chosen = [
+            whole_number("each of entries", entry, 0, self.batch - 1)
+            for entry in several("entries", entries, "integers")
+        ]
         state, initial = self._download(self._current), self._download(self._initial)
         for name in state:
             state[name][chosen] = initial[name][chosen]
@@ -178,7 +187,7 @@ class Stream:
             RequestError: a snapshot of another bundle, batch or device.
         """
         if not isinstance(snapshot, Snapshot):
-            raise RequestError(f"restore takes a snapshot of a stream, got {type(snapshot).__name__}")
+            raise RequestError(f"snapshot must be one of a stream, got {type(snapshot).__name__}")
         if snapshot.identity != self._identity():
             raise RequestError(
                 f"the snapshot is of {_describe(snapshot.identity)}, and this stream of {_describe(self._identity())}; "
@@ -212,11 +221,12 @@ class Stream:
         Raises:
             RequestError: the file can't be written, or the state is one that `load` refuses.
         """
-        if is_within(Path(path), self.bundle.path):
+        path = path_of("path", path)
+        if is_within(path, self.bundle.path):
             raise RequestError(
                 f"state {path}: is inside the bundle, which holds its own files only; name another place"
             )
-        write_state(Path(path), self._download(self._current), self._names())
+        write_state(path, self._download(self._current), self._names())
 
     def load(self, path: str | Path) -> None:
         """Goes to a saved state; there is nothing to rewind then.
@@ -225,43 +235,60 @@ class Stream:
             RequestError: the file can't be read, is damaged, or holds a state of another bundle or batch, or numbers
                 that are not finite or beyond MAX_STATE. The stream stays where it was.
         """
-        tensors = read_state(Path(path), self._names(), self._states, self.batch)
+        tensors = read_state(path_of("path", path), self._names(), self._states, self.batch)
         self._current = self._upload(tensors)
         self._before.clear()
 
     def _names(self) -> dict[str, str]:
         """What tells the states of one bundle from those of another: the weights with their options and numerics."""
         manifest = self.bundle.manifest
-        return {"architecture": manifest.architecture, "weights": manifest.files[manifest.reference].sha256}
+        program, reference = manifest.program, manifest.reference
+        weights = manifest.files[reference].sha256 if reference is not None else manifest.weights["sha256"]
+        return {program.kind: program.name, "weights": weights}
 
     def _identity(self) -> tuple[str, ...]:
         return *self._names().values(), f"batch {self.batch}", self._device
 
-    def _check(self, frames: np.ndarray, spec: TensorSpec, verb: str) -> bool:
+    def _check(self, frames: Sequence[np.ndarray], specs: Sequence[InputSpec], verb: str) -> bool:
         """Refuses frames that are not of this stream; says whether they lack the batch axis."""
-        check_array(frames, spec)
-        single = frames.ndim < len(spec.shape)
-        found = 1 if single else frames.shape[0]
-        if found != self.batch:
-            raise RequestError(f"{verb}: {spec.name} has a batch of {found}, and the stream one of {self.batch}")
-        return single
+        if len(frames) != len(specs):
+            raise RequestError(f"{verb} takes {', '.join(map(str, specs))}; got {len(frames)} arrays")
+        singles = set()
+        for array, spec in zip(frames, specs, strict=True):
+            check_array(array, spec)
+            single = array.ndim < len(spec.shape)
+            singles.add(single)
+            found = 1 if single else array.shape[0]
+            if found != self.batch or len(singles) > 1:
+                raise RequestError(f"{verb}: {spec.name} has a batch of {found}, and the stream one of {self.batch}")
+        return singles.pop()
+
+    def _check_finite(self, outputs: Sequence[np.ndarray]) -> None:
+        for spec, array in zip(self.outputs, outputs, strict=True):
+            check_finite(array, spec.name, _STAYS)
 
     def _advance(self, after: _State) -> None:
         self._before.append(self._current)
         self._current = after
 
-    def _run_prefill(self, frames: np.ndarray, before: _State) -> tuple[_State, np.ndarray]:
-        after, output = self._take(), np.zeros_like(self._result)
+    def _run_prefill(self, frames: Sequence[np.ndarray], before: _State) -> tuple[_State, list[np.ndarray]]:
+        assert self._prefill is not None
+        after, outputs = self._take(), [np.zeros_like(array) for array in self._result]
         binding = self._prefill.io_binding()
-        binding.bind_cpu_input(self._sequence.name, frames)
-        binding.bind_ortvalue_output(self.output.name, ort.OrtValue.ortvalue_from_numpy(output))
+        for spec, array in zip(self._sequences, frames, strict=True):
+            binding.bind_cpu_input(spec.name, array)
+        for output, array in zip(self.outputs, outputs, strict=True):
+            binding.bind_ortvalue_output(output.name, ort.OrtValue.ortvalue_from_numpy(array))
         self._bind_states(binding, before.buffers, after.buffers)
         try:
             self._prefill.run_with_iobinding(binding)
             binding.synchronize_outputs()
         except ORT_ERRORS as error:
-            raise failed(f"{self._sequence.name} {list(frames.shape)}", error) from error
-        return after, output
+            given = ", ".join(
+                f"{spec.name} {list(array.shape)}" for spec, array in zip(self._sequences, frames, strict=True)
+            )
+            raise failed(given, error) from error
+        return after, outputs
 
     def _binding(self, past: _Buffers, present: _Buffers) -> ort.IOBinding:
         key = id(past), id(present)
@@ -269,8 +296,10 @@ class Stream:
             self._bindings.clear()
         if key not in self._bindings:
             binding = self._step.io_binding()
-            binding.bind_ortvalue_input(self.frame.name, self._input_value)
-            binding.bind_ortvalue_output(self.output.name, self._result_value)
+            for spec, value in zip(self.inputs, self._frame_values, strict=True):
+                binding.bind_ortvalue_input(spec.name, value)
+            for output, value in zip(self.outputs, self._result_values, strict=True):
+                binding.bind_ortvalue_output(output.name, value)
             self._bind_states(binding, past, present)
             if id(past) not in self._own:
                 return binding  # a set of another stream, which may be gone soon
@@ -292,7 +321,7 @@ class Stream:
             return _State(buffers, self._free)
 
     def _allocate(self, state: StateSpec) -> ort.OrtValue:
-        shape = sizes_of(state, self.batch)
+        shape = state.of(self.batch)
         if self._device == "cpu":
             return ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, state.dtype))
         return ort.OrtValue.ortvalue_from_shape_and_type(list(shape), np.dtype(state.dtype), self._device)
@@ -338,11 +367,21 @@ class _State:
         _refuse_copy(self)
 
 
+def _shape(spec: TensorSpec, batch: int) -> tuple[int, ...]:
+    """Of a frame or what comes out for it, for so many streams."""
+    return tuple(size if isinstance(size, int) else batch for size in spec.shape)
+
+
+def _given_back(outputs: list[np.ndarray]) -> Any:
+    """One output as it is, several as a tuple."""
+    return outputs[0] if len(outputs) == 1 else tuple(outputs)
+
+
 def _check_memory(bundle: Bundle, batch: int) -> None:
     """Refuses more streams than memory holds: two states, the initial one and the next, frames and outputs."""
-    graph, manifest = bundle.manifest.graphs["stream"], bundle.manifest
-    frame = sum(int(spec.shape[1]) for spec in (graph.inputs[0], graph.outputs[0]))
-    state = sum(math.prod(sizes_of(spec, 1)) * np.dtype(spec.dtype).itemsize for spec in manifest.states)
+    inputs, outputs = bundle.manifest.own_tensors("stream")
+    frame = sum(math.prod(_shape(spec, 1)) for spec in (*inputs, *outputs))
+    state = sum(math.prod(spec.of(1)) * np.dtype(spec.dtype).itemsize for spec in bundle.manifest.states)
     needed, memory = batch * (2 * state + 4 * frame), physical_memory()
     if memory is not None and needed > memory:
         raise RequestError(

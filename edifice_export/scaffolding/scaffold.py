@@ -8,6 +8,7 @@ from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
 
+from ..arguments import path_of, text
 from ..bundle.bundle import open_bundle
 from ..bundle.manifest import MANIFEST
 from ..bundle.staging import staging
@@ -59,9 +60,9 @@ def scaffold(language: str, bundle: str | Path, output: str | Path) -> Scaffold:
         RequestError: there is no such sample, no such bundle, or the folder holds something or can't be written.
         CheckError: the bundle is damaged.
     """
-    if language not in SAMPLES:
+    if text("language", language) not in SAMPLES:
         raise RequestError(f"there is no sample in {language!r}; there are {', '.join(SAMPLES)}")
-    source, target = open_bundle(bundle), Path(output)
+    source, target = open_bundle(bundle), path_of("output", output)
     if target.is_dir() and any(target.iterdir()):
         raise RequestError(f"--output {target}: holds files already; name a new folder")
     if is_within(target, source.path):
@@ -76,7 +77,7 @@ def scaffold(language: str, bundle: str | Path, output: str | Path) -> Scaffold:
             place = folder / "bundle" / name
             place.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source.path / name, place)
-    return Scaffold(language, str(output), sorted(files), source.manifest.architecture)
+    return Scaffold(language, str(output), sorted(files), source.manifest.program.name)
 
 
 def _sample_files(name: str) -> list[Traversable]:
