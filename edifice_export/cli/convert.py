@@ -18,13 +18,16 @@ __all__ = ["convert"]
 
 
 def convert(
-    source: Annotated[Path, typer.Argument(metavar="IN", help="Weights: safetensors, .nx, .axon, Nx.serialize.")],
+    source: Annotated[
+        Path, typer.Argument(metavar="IN", help="Weights: safetensors, .pt, .bin, .ckpt, .nx, .axon, Nx.serialize.")
+    ],
     target: Annotated[Path, typer.Argument(metavar="OUT", help="What to write: .safetensors, .nx, .axon or .nxbin.")],
     architecture: Annotated[
         str | None, typer.Option(metavar="NAME", help="[default: what IN states, or its names tell]")
     ] = None,
     names: Annotated[
-        str | None, typer.Option(metavar="torch|edifice", help="Names in a .safetensors OUT [default: torch].")
+        str | None,
+        typer.Option(metavar="SOURCE", help="Whose names a .safetensors OUT has, such as edifice [default: torch]."),
     ] = None,
     option: Annotated[
         list[str] | None,

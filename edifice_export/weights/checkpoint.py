@@ -1,223 +1,114 @@
-"""What a weights file says, whatever its format, and how it becomes the parameters of a model."""
+"""What a checkpoint says, whatever its format: tensors, whose they are, and of which model."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
+import hashlib
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edifice_reference.models.config import NUMERICS, Shapes
+from edifice_reference.models.config import Shapes
 from edifice_reference.models.registry import ARCHITECTURES, Architecture
 
-from ..arguments import check_name
-from ..errors import RequestError, brief
-from .formats.error import FormatError
-from .formats.nx_checkpoint import fold_width, read_nx_checkpoint, spec_of
-from .sources import edifice
+from .sources import Source
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
-__all__ = ["Checkpoint", "check_against", "load_into", "read_checkpoint"]
+__all__ = ["CONVERTED", "Checkpoint", "describe_weights", "dtype_of", "recognise"]
 
-FORMATS = "safetensors, Edifice's .nx checkpoints, and what Nx.serialize writes (.axon among it)"
+CONVERTED = {"bfloat16": "upcast", "float16": "upcast", "float64": "rounded"}
+"""What becomes of tensors of other types, as models are float32."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """Tensors of a weights file and what the file says of the model they belong to.
+    """Tensors and what is said of the model they belong to.
 
     Attributes:
-        path: the file.
+        place: where they are, as messages say it: a path, or `state_dict`.
+        files: that were read; none of a state_dict in memory. The first is the one that was named.
         tensors: by name: this project's own (`blocks.0.norm.weight`) or Edifice's (`hymba_block_1_norm/gamma`).
-        architecture: the architecture the file says it was made with, or None.
-        options: the options the file says it was made with, or None.
+        source: whose names and layouts they have.
+        prefix: what all names had before them, such as `_orig_mod.`
+        architecture: the architecture that they say they were made with, or None.
+        options: the options that they say they were made with, or None.
         numerics: the numerics to use unless others are asked for.
     """
 
-    path: Path
+    place: str
+    files: tuple[Path, ...]
     tensors: Mapping[str, Tensor]
+    source: Source
+    prefix: str
     architecture: Architecture | None
     options: Mapping[str, Any] | None
     numerics: str
-
-    @property
-    def is_edifice(self) -> bool:
-        """Whether the tensors bear Edifice's names."""
-        return edifice.has_edifice_names(self.tensors)
 
     def shapes(self, architecture: Architecture) -> Shapes:
         """Shapes of the tensors by the names and in the layout of a reference model; tensors not of it are left out."""
         shapes = {}
         for name, tensor in self.tensors.items():
-            own = edifice.from_edifice_name(name, architecture) if self.is_edifice else name
+            own = self.source.own(name, architecture)
             if own is not None:
-                shapes[own] = tuple(edifice.reverse_axes(tensor, own).shape if self.is_edifice else tensor.shape)
+                shapes[own] = tuple(self.source.lay_out(tensor, own).shape)
         return shapes
 
+    def entry(self) -> dict[str, Any]:
+        """What a manifest says of them: where they are from, and what was done to them."""
+        entry: dict[str, Any] = {"source": "state_dict", "sha256": _hash_tensors(self.tensors)}
+        if self.files:
+            named, *shards = self.files
+            entry = {"source": named.name, "sha256": _hash_file(named)}
+            if shards:
+                entry["shards"] = {shard.name: _hash_file(shard) for shard in shards}
+        return entry | self.changes()
 
-def read_checkpoint(path: Path) -> Checkpoint:
-    """Reads a weights file; its bytes, not its name, say which format it is.
-
-    Raises:
-        RequestError: the file is missing, unreadable, damaged, of an unknown format, or says something that can't be
-            used.
-    """
-    check_name(path, "weights")
-    try:
-        if not path.exists():
-            raise RequestError(f"weights {path}: there is no such file; check the path")
-        if not path.is_file():
-            raise RequestError(f"weights {path}: is not a file; give {FORMATS}")
-        return _read(path)
-    except FormatError as error:
-        raise RequestError(f"weights {path}: {error}") from error
-    except OSError as error:
-        raise RequestError(f"weights {path}: can't be read: {error.strerror}; check the path and its rights") from error
+    def changes(self) -> dict[str, Any]:
+        """What is done to names, and to the types of how many tensors (see CONVERTED)."""
+        converted = Counter(dtype_of(tensor) for tensor in self.tensors.values())
+        del converted["float32"]
+        changes = {"prefix": self.prefix, "converted": dict(sorted(converted.items()))}
+        return {name: value for name, value in changes.items() if value}
 
 
-def load_into(model: nn.Module, checkpoint: Checkpoint, names: Mapping[str, str]) -> None:
-    """Copies a checkpoint's tensors into a model's parameters, as `check_against` found that they belong."""
+def describe_weights(entry: Mapping[str, Any]) -> str | None:
+    """A sentence on what was done to names and types, of what Checkpoint.changes or .entry says; None if nothing."""
+    said = [f"names without the {entry['prefix']} that all begin with"] if "prefix" in entry else []
+    for dtype, count in entry.get("converted", {}).items():
+        said.append(f"{count} {dtype} tensor{'s' if count > 1 else ''} {CONVERTED[dtype]} to float32")
+    return f"weights: {', '.join(said)}" if said else None
+
+
+def recognise(checkpoint: Checkpoint) -> Architecture | None:
+    """The one architecture that knows the most of a checkpoint's names; None if none or several do."""
+    known = {
+        architecture.name: sum(checkpoint.source.knows(name, architecture) for name in checkpoint.tensors)
+        for architecture in ARCHITECTURES.values()
+    }
+    most = max(known.values(), default=0)
+    best = [name for name, count in known.items() if count == most]
+    return ARCHITECTURES[best[0]] if most and len(best) == 1 else None
+
+
+def dtype_of(tensor: Tensor) -> str:
+    """The type of a tensor, such as bfloat16."""
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _hash_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _hash_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """Of the names, types, shapes and numbers, in whatever order they come."""
     import torch
 
-    parameters = dict(model.named_parameters())
-    with torch.no_grad():
-        for file_name, name in names.items():
-            tensor = checkpoint.tensors[file_name]
-            parameters[name].copy_(edifice.reverse_axes(tensor, name) if checkpoint.is_edifice else tensor)
-
-
-def check_against(model: nn.Module, architecture: Architecture, checkpoint: Checkpoint) -> dict[str, str]:
-    """Checks that a checkpoint's tensors are the parameters of a model: all of them, none left over.
-
-    Args:
-        model: may be without memory, on torch's meta device.
-        architecture: of the model.
-        checkpoint: the tensors.
-
-    Returns:
-        The parameter's name for each of the checkpoint's.
-
-    Raises:
-        RequestError: a tensor is missing, unexpected, or has another shape, another dtype, or a NaN or infinity; the
-            message names it as the file does, and says what was expected and what was found.
-    """
-    parameters = dict(model.named_parameters())
-    as_edifice = checkpoint.is_edifice
-    try:
-        named = {edifice.to_edifice_name(name, architecture) if as_edifice else name: name for name in parameters}
-    except RequestError as error:
-        raise RequestError(f"weights {checkpoint.path}: {error}") from error
-    _check_names(checkpoint, architecture, set(named))
-    for file_name, name in named.items():
-        expected = edifice.reverse_axes(parameters[name], name) if as_edifice else parameters[name]
-        _check_tensor(checkpoint.path, file_name, checkpoint.tensors[file_name], expected)
-    return named
-
-
-def _read(path: Path) -> Checkpoint:
-    with path.open("rb") as file:
-        start = file.read(16)
-    if not start:
-        raise FormatError("the file is empty; copy it again")
-    if start.startswith(b"nx"):
-        from .formats.nx import read_nx
-
-        return Checkpoint(path, read_nx(path.read_bytes()), None, None, "edifice")
-    # After five bytes of header: Nx.serialize, zlib, or an Erlang term. In safetensors this is the 2^40s of a length.
-    if start[0] in (0, 1) and start[5:6] in (b"n", b"\x78", b"\x83"):
-        return _read_nx_checkpoint(path)
-    if start[8:9] == b"{":
-        return _read_safetensors(path)
-    if start.startswith((b"PK\x03\x04", b"\x80")):
-        raise FormatError("is a pickle, which can run code; save a state_dict() with safetensors.torch.save_file")
-    raise FormatError(f"is of no known format, or damaged at its beginning; give {FORMATS}")
-
-
-def _read_safetensors(path: Path) -> Checkpoint:
-    from .formats.safetensors import read_safetensors
-
-    tensors, metadata = read_safetensors(path)
-    architecture = _architecture(metadata["module"]) if "module" in metadata else None
-    options = _parse_options(metadata["options"]) if "options" in metadata else None
-    numerics = metadata.get("numerics", "edifice" if edifice.has_edifice_names(tensors) else "standard")
-    if numerics not in NUMERICS:
-        raise FormatError(f"its metadata says numerics {numerics!r}, not {' or '.join(NUMERICS)}")
-    return Checkpoint(path, tensors, architecture, options, numerics)
-
-
-def _read_nx_checkpoint(path: Path) -> Checkpoint:
-    tensors, metadata = read_nx_checkpoint(path.read_bytes())
-    spec = spec_of(metadata)
-    if spec is None:
-        return Checkpoint(path, tensors, None, None, "edifice")
-    return Checkpoint(path, tensors, _architecture(spec[0]), _rename_options(spec[1]), "edifice")
-
-
-def _architecture(module: str) -> Architecture:
-    for architecture in ARCHITECTURES.values():
-        if module in (architecture.name, architecture.edifice_module, f"Elixir.{architecture.edifice_module}"):
-            return architecture
-    known = ", ".join(architecture.edifice_module for architecture in ARCHITECTURES.values())
-    raise FormatError(f"made with {module!r}, which is not known here; known are {known}")
-
-
-def _parse_options(text: str) -> dict[str, Any]:
-    try:
-        options = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise FormatError(f"its metadata `options` is not JSON: {brief(error)}") from error
-    if not isinstance(options, dict):
-        raise FormatError(f"its metadata `options` is not a JSON object but a {type(options).__name__}")
-    return _rename_options(fold_width(options))
-
-
-def _rename_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Without those of no value; `seq_len`, which Edifice takes in place of window_size, becomes that."""
-    options = {name: value for name, value in options.items() if value is not None}
-    if "seq_len" in options:
-        options["window_size"] = options.pop("seq_len")
-    return options
-
-
-def _check_names(checkpoint: Checkpoint, architecture: Architecture, expected: set[str]) -> None:
-    missing = sorted(expected - set(checkpoint.tensors))
-    unexpected = sorted(
-        name
-        for name, tensor in checkpoint.tensors.items()
-        # Edifice writes parameters of size zero, such as the keys of no meta tokens.
-        if name not in expected and (tensor.numel() > 0 or edifice.from_edifice_name(name, architecture) is None)
-    )
-    problems = [
-        f"{len(names)} {kind} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
-        for kind, names in (("missing", missing), ("unexpected", unexpected))
-        if names
-    ]
-    if problems:
-        raise RequestError(
-            f"weights {checkpoint.path}: its tensors are not those of the {architecture.name} that was asked for: "
-            f"{' and '.join(problems)}; check the architecture and its options"
-        )
-
-
-def _check_tensor(path: Path, name: str, tensor: Tensor, expected: Tensor) -> None:
-    if tensor.shape != expected.shape:
-        raise RequestError(
-            f"weights {path}: {name} should be {list(expected.shape)} and is {list(tensor.shape)}; check the options"
-        )
-    if tensor.dtype != expected.dtype:
-        raise RequestError(
-            f"weights {path}: {name} should be {_dtype(expected)} and is {_dtype(tensor)}; convert it before"
-        )
-    finite = tensor.isfinite()
-    if not finite.all():
-        place = (~finite).nonzero()[0]
-        raise RequestError(
-            f"weights {path}: {name} holds {tensor[tuple(place)].item()} at {place.tolist()}; give finite weights"
-        )
-
-
-def _dtype(tensor: Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {dtype_of(tensor)} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

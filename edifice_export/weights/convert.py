@@ -10,19 +10,21 @@ from typing import TYPE_CHECKING, Any
 from edifice_reference.models.config import OptionError
 from edifice_reference.models.registry import Architecture, get_architecture
 
+from ..arguments import path_of, text
 from ..errors import RequestError
 from ..machine import require_torch
 from ..writing.files import check_output, replacing, same_file
+from .sources import OWN, SOURCES, Source
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["NAMES", "Conversion", "convert"]
-
-NAMES = ("torch", "edifice")
-"""Names in a safetensors file: this project's own, or Edifice's as `layer.param`."""
+__all__ = ["Conversion", "convert"]
 
 _SUFFIXES = (".safetensors", ".nx", ".axon", ".nxbin")
+_FORMAT_NAMES = SOURCES["edifice"]
+"""Whose names all other formats have."""
+
 _STATING = (".safetensors", ".nx")
 """Formats that state an architecture and its options."""
 
@@ -66,34 +68,39 @@ def convert(
     only. What a user noted in a checkpoint besides, such as its epoch, is not carried over.
 
     Args:
-        source: a weights file of any format that checkpoints.read_checkpoint reads.
+        source: a weights file of any format that weights.read_checkpoint reads.
         target: the file to write; one that exists is replaced.
         architecture: its name; if None, what the source states, or what its tensors' names tell.
-        names: for .safetensors `torch` (the default) or `edifice`.
+        names: whose a .safetensors file gets: `torch` (the default), or of another source, such as `edifice`.
         **options: the architecture's options that the source neither states nor tells.
 
     Raises:
         RequestError: the source can't be read or is no whole model, the target's format is unknown or can't be
             written, an option contradicts the source.
     """
+    source, target = path_of("source", source), path_of("target", target)
+    if architecture is not None:
+        text("architecture", architecture)
+    if names is not None:
+        text("names", names, (OWN.name, *SOURCES))
     require_torch()
     from ..programs.reference_model import make_empty
     from . import (
         check_against,
         configure,
-        from_edifice,
+        describe_weights,
         known_options,
+        parameter,
         read_checkpoint,
         recognise,
         untold_options,
     )
 
-    source, target = Path(source), Path(target)
     _check_target(source, target, names)
     checkpoint = read_checkpoint(source)
     try:
-        known = get_architecture(architecture) if architecture else checkpoint.architecture
-        known = known or recognise(checkpoint.tensors)
+        known = get_architecture(architecture) if architecture is not None else checkpoint.architecture
+        known = known or recognise(checkpoint)
         if known is None:
             raise RequestError(
                 f"weights {source}: neither says its architecture nor has the names of one; give --architecture"
@@ -109,13 +116,13 @@ def convert(
         names_of = check_against(make_empty(known, config), known, checkpoint)
     except OptionError as error:
         raise RequestError(str(error)) from error
-    found = {name: checkpoint.tensors[name] for name in names_of}
-    parameters = from_edifice(found, known.name) if checkpoint.is_edifice else found
+    parameters = {own: parameter(checkpoint, theirs, own) for theirs, own in names_of.items()}
     certain = known_options(known, checkpoint, options)
     stated = None if unknown else {name: value for name, value in config.options().items() if name in certain}
-    data = _encode(parameters, known, stated, checkpoint.numerics, target.suffix, names)
+    data = _encode(parameters, known, stated, checkpoint.numerics, target.suffix, _written(target, names))
     with replacing(target) as unfinished:
         unfinished.write_bytes(data)
+    done = describe_weights(checkpoint.changes())
     return Conversion(
         output=str(target),
         architecture=known.name,
@@ -123,13 +130,14 @@ def convert(
         parameters=sum(parameter.numel() for parameter in parameters.values()),
         options=stated if target.suffix in _STATING else None,
         unknown=unknown,
-        notes=list(_notes(source, target, names, checkpoint.numerics, unknown)),
+        notes=[
+            *([done] if done is not None else []),
+            *_notes(source, target, _written(target, names), checkpoint.numerics, unknown),
+        ],
     )
 
 
 def _check_target(source: Path, target: Path, names: str | None) -> None:
-    if names not in (None, *NAMES):
-        raise RequestError(f"names must be {' or '.join(NAMES)}, got {names!r}")
     if target.suffix not in _SUFFIXES:
         found = target.suffix or "a name without a suffix"
         raise RequestError(f"{target}: {found} is no format to write; name it {', '.join(_SUFFIXES)}")
@@ -142,25 +150,32 @@ def _check_target(source: Path, target: Path, names: str | None) -> None:
         raise RequestError(f"{target}: there is no folder {target.parent}; make it before")
 
 
+def _written(target: Path, names: str | None) -> Source:
+    """Whose names a file gets."""
+    return _FORMAT_NAMES if target.suffix != ".safetensors" else SOURCES.get(str(names), OWN)
+
+
 def _encode(
     parameters: Mapping[str, Tensor],
     architecture: Architecture,
     options: dict[str, Any] | None,
     numerics: str,
     suffix: str,
-    names: str | None,
+    source: Source,
 ) -> bytes:
-    from . import encode_safetensors, own_metadata, to_edifice
+    from . import encode_safetensors, own_metadata
     from .formats.nx import write_axon, write_nx
     from .formats.nx_checkpoint import write_nx_checkpoint
 
-    if suffix == ".safetensors" and names != "edifice":
-        return encode_safetensors(parameters, own_metadata(architecture.name, options, numerics))
-    tensors = to_edifice(parameters, architecture.name)
+    tensors = {
+        source.theirs(name, architecture): source.lay_out(tensor, name).contiguous()
+        for name, tensor in parameters.items()
+    }
     match suffix:
         case ".safetensors":
-            dotted = {name.replace("/", "."): tensor for name, tensor in tensors.items()}
-            return encode_safetensors(dotted, own_metadata(architecture.edifice_module, options, "edifice"))
+            filed = {source.filed(name): tensor for name, tensor in tensors.items()}
+            numerics = numerics if source is OWN else source.numerics
+            return encode_safetensors(filed, own_metadata(source.titles(architecture)[0], options, numerics))
         case ".nx":
             return write_nx_checkpoint(tensors, architecture.name, options, compressed=False)
         case ".axon":
@@ -169,8 +184,8 @@ def _encode(
             return write_nx(tensors)
 
 
-def _notes(source: Path, target: Path, names: str | None, numerics: str, unknown: list[str]) -> Iterator[str]:
-    if numerics == "standard" and (names == "edifice" or target.suffix != ".safetensors"):
+def _notes(source: Path, target: Path, written: Source, numerics: str, unknown: list[str]) -> Iterator[str]:
+    if numerics == "standard" and written.numerics == "edifice":
         yield f"{source} has standard numerics; Edifice computes with its own, and so does what is built from {target}"
     if unknown and target.suffix in _STATING:
         wanted = " ".join(f"--option {name}=..." for name in unknown)

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from edifice_reference.models.config import Config, OptionError
+from edifice_reference.models.config import Config, OptionError, checked
 from edifice_reference.models.registry import Architecture
 
 from ..errors import RequestError
@@ -37,7 +37,7 @@ def configure(
     if untold:
         flags = " ".join(f"--{name.replace('_', '-')}" for name in untold)
         raise RequestError(
-            f"weights {checkpoint.path}: does not say {' and '.join(untold)}, which no tensor's shape tells and which "
+            f"weights {checkpoint.place}: does not say {' and '.join(untold)}, which no tensor's shape tells and which "
             f"the output depends on; give {flags}"
         )
     options = _told(architecture, checkpoint, given)
@@ -46,12 +46,12 @@ def configure(
         config = architecture.config_class(**options)
     except OptionError as error:
         cause = "made with options" if stated else "the shapes of its tensors and the options given make a model"
-        raise RequestError(f"weights {checkpoint.path}: {cause} that can't be: {error}") from error
+        raise RequestError(f"weights {checkpoint.place}: {cause} that can't be: {error}") from error
     source = "was made with" if stated else "has tensors whose shapes say"
     for name, value in given.items():
         if value != getattr(config, name):
             raise RequestError(
-                f"{name} {value} contradicts weights {checkpoint.path}, which {source} {name} "
+                f"{name} {value} contradicts weights {checkpoint.place}, which {source} {name} "
                 f"{getattr(config, name)}; leave the option out"
             )
     return config
@@ -65,7 +65,7 @@ def untold_options(
     windowed = {"window_size"} if stream and config_class.stream_ends_with_window else set()
     if checkpoint.options is not None:
         # What Edifice's files leave out had its default; a converted file may just not know.
-        return [] if checkpoint.is_edifice else sorted(windowed - {*checkpoint.options, *given})
+        return [] if checkpoint.source.leaves_out_defaults else sorted(windowed - {*checkpoint.options, *given})
     return [
         field.name
         for field in dataclasses.fields(config_class)
@@ -106,19 +106,21 @@ def _told(architecture: Architecture, checkpoint: Checkpoint, given: Mapping[str
 
 
 def _check_given(architecture: Architecture, checkpoint: Checkpoint | None, given: Mapping[str, Any]) -> None:
-    known = {field.name for field in dataclasses.fields(architecture.config_class)}
+    fields = {field.name: field for field in dataclasses.fields(architecture.config_class)}
     stated: Mapping[str, Any] = {}
     if checkpoint is not None:
         stated = checkpoint.options or {}
         if checkpoint.architecture not in (None, architecture):
             raise RequestError(
-                f"weights {checkpoint.path}: made with {checkpoint.architecture.name}, "
+                f"weights {checkpoint.place}: made with {checkpoint.architecture.name}, "
                 f"and {architecture.name} was asked for; ask for that, or give other weights"
             )
-    for source, names in (("", given), (f"weights {checkpoint.path}: " if checkpoint else "", stated)):
-        unknown = sorted(set(names) - known)
+    for source, names in (("", given), (f"weights {checkpoint.place}: " if checkpoint else "", stated)):
+        unknown = sorted(set(names) - set(fields))
         if unknown:
             raise RequestError(
-                f"{source}unknown option {unknown[0]!r} of {architecture.name}; there are {', '.join(sorted(known))}"
+                f"{source}unknown option {unknown[0]!r} of {architecture.name}; there are {', '.join(sorted(fields))}"
                 + ("; save the parameters without it" if source else "")
             )
+    for name, value in given.items():
+        checked(fields[name], value)

@@ -1,4 +1,4 @@
-"""safetensors: this project's own weights, and parameters exported from Edifice."""
+"""safetensors."""
 
 from __future__ import annotations
 
@@ -15,14 +15,9 @@ if TYPE_CHECKING:
 
 __all__ = ["encode_safetensors", "read_safetensors"]
 
-_RECORDED = ("state_sequence", "output", "output_f64")
-"""Names of an input and its outputs that an exporter may have recorded beside the parameters."""
-
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Parameters and metadata of a safetensors file; Edifice's `layer.param` names become `layer/param`.
-
-    A recorded example (state_sequence, output) beside the parameters is left out.
+    """Tensors and metadata of a safetensors file.
 
     Raises:
         FormatError: the file is truncated, damaged, or not safetensors.
@@ -32,10 +27,10 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = dict(file.metadata() or {})
-            tensors = {name: file.get_tensor(name) for name in file.keys() if name not in _RECORDED}  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, ValueError) as error:
         raise FormatError(f"damaged, truncated or not safetensors ({brief(error)}); copy it again") from error
-    return _with_slashes(tensors), metadata
+    return tensors, metadata
 
 
 def encode_safetensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
@@ -53,9 +48,3 @@ def encode_safetensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return b"".join((len(text).to_bytes(8, "little"), text, memoryview(data)[end:]))
-
-
-def _with_slashes(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    leaves = ("kernel", "gamma", "beta")
-    dotted = not any("/" in name for name in tensors) and any(name.rpartition(".")[2] in leaves for name in tensors)
-    return {name.replace(".", "/", 1): tensor for name, tensor in tensors.items()} if dotted else tensors

@@ -4,28 +4,72 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from edifice_reference.models.registry import ARCHITECTURES, Architecture, get_architecture
+from edifice_reference.models.config import OptionError
+from edifice_reference.models.registry import Architecture, get_architecture
 
+from ...arguments import mapping, text
 from ...errors import RequestError
+from .registry import Named, Source, register
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = [
-    "from_edifice",
-    "from_edifice_name",
-    "has_edifice_names",
-    "recognise",
-    "reverse_axes",
-    "to_edifice",
-    "to_edifice_name",
-]
+__all__ = ["from_edifice", "from_edifice_name", "reverse_axes", "to_edifice", "to_edifice_name"]
 
 _NORM_LEAVES = {"weight": "gamma", "bias": "beta"}
 _DENSE_LEAVES = {"weight": "kernel", "bias": "bias"}
+
+_RECORDED = ("state_sequence", "output", "output_f64")
+"""Names of an input and its outputs that an exporter may have recorded beside the parameters."""
+
+
+class Edifice(Source):
+    """See Source. Names are `layer/param`, in safetensors also `layer.param`; kernels are [in, out]."""
+
+    name = "edifice"
+    numerics = "edifice"
+    leaves_out_defaults = True
+
+    def read(self, names: Sequence[str]) -> Named | None:
+        """See Source. A recorded example is left out."""
+        dotted = any(name.rpartition(".")[2] in ("kernel", "gamma", "beta") for name in names)
+        if any("/" in name for name in names):
+            theirs = {name: name for name in names}
+        elif dotted:
+            theirs = {name: name.replace(".", "/", 1) for name in names}
+        else:
+            return None
+        return Named({name: their for name, their in theirs.items() if name not in _RECORDED})
+
+    def filed(self, theirs: str) -> str:
+        """See Source."""
+        return theirs.replace("/", ".")
+
+    def titles(self, architecture: Architecture) -> tuple[str, ...]:
+        """See Source."""
+        return architecture.edifice_module, f"Elixir.{architecture.edifice_module}"
+
+    def theirs(self, own: str, architecture: Architecture) -> str:
+        """See Source."""
+        return to_edifice_name(own, architecture)
+
+    def own(self, theirs: str, architecture: Architecture) -> str | None:
+        """See Source."""
+        return from_edifice_name(theirs, architecture)
+
+    def knows(self, theirs: str, architecture: Architecture) -> bool:
+        """See Source."""
+        return from_edifice_name(theirs, architecture) is not None
+
+    def lay_out(self, tensor: Tensor, own: str) -> Tensor:
+        """See Source."""
+        return reverse_axes(tensor, own)
+
+
+register(Edifice())
 
 
 def to_edifice(parameters: Mapping[str, Tensor], architecture: str) -> dict[str, Tensor]:
@@ -39,12 +83,11 @@ def to_edifice(parameters: Mapping[str, Tensor], architecture: str) -> dict[str,
         By `layer/param`; kernels [in, out], convolutions [kernel, 1, channels].
 
     Raises:
-        RequestError: a parameter has no counterpart in Edifice.
-        OptionError: there is no such architecture.
+        RequestError: a parameter is no tensor or has no counterpart in Edifice, or there is no such architecture.
     """
-    known = get_architecture(architecture)
+    known = _known(architecture)
     return {
-        to_edifice_name(name, known): reverse_axes(tensor, name).contiguous() for name, tensor in parameters.items()
+        to_edifice_name(name, known): reverse_axes(tensor, name).contiguous() for name, tensor in _tensors(parameters)
     }
 
 
@@ -59,12 +102,11 @@ def from_edifice(parameters: Mapping[str, Tensor], architecture: str) -> dict[st
         By torch name; Edifice's parameters of size zero (no meta tokens) are left out.
 
     Raises:
-        RequestError: a parameter is not one of this architecture.
-        OptionError: there is no such architecture.
+        RequestError: a parameter is no tensor or not one of this architecture, or there is no such architecture.
     """
-    known = get_architecture(architecture)
+    known = _known(architecture)
     result = {}
-    for name, tensor in parameters.items():
+    for name, tensor in _tensors(parameters):
         own = from_edifice_name(name, known)
         if own is None:
             raise RequestError(f"{name} is no parameter of Edifice's {architecture}; check the architecture")
@@ -109,23 +151,6 @@ def from_edifice_name(name: str, architecture: Architecture) -> str | None:
     return None
 
 
-def recognise(names: Iterable[str]) -> Architecture | None:
-    """The one architecture that knows the most of these names, torch's or Edifice's; None if none or several do."""
-    names = list(names)
-    known = {
-        architecture.name: sum(_is_name_of(name, architecture) for name in names)
-        for architecture in ARCHITECTURES.values()
-    }
-    most = max(known.values(), default=0)
-    best = [name for name, count in known.items() if count == most]
-    return ARCHITECTURES[best[0]] if most and len(best) == 1 else None
-
-
-def has_edifice_names(names: Iterable[str]) -> bool:
-    """Whether parameters are named as Edifice does, `layer/param`."""
-    return any("/" in name for name in names)
-
-
 def reverse_axes(tensor: Tensor, name: str) -> Tensor:
     """Between torch's layout of a weight, [out, in] or [out, 1, kernel], and Edifice's, which is its reverse.
 
@@ -138,14 +163,20 @@ def reverse_axes(tensor: Tensor, name: str) -> Tensor:
     return tensor.permute(*reversed(range(tensor.ndim))) if name.endswith(".weight") else tensor
 
 
-def _is_name_of(name: str, architecture: Architecture) -> bool:
-    if "/" in name:
-        return from_edifice_name(name, architecture) is not None
+def _known(architecture: str) -> Architecture:
     try:
-        to_edifice_name(name, architecture)
-    except RequestError:
-        return False
-    return True
+        return get_architecture(text("architecture", architecture))
+    except OptionError as error:
+        raise RequestError(str(error)) from error
+
+
+def _tensors(parameters: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    from torch import Tensor
+
+    for name, tensor in mapping("parameters", parameters, "tensors by name").items():
+        if not isinstance(tensor, Tensor):
+            raise RequestError(f"parameters: {name} is a {type(tensor).__name__}; give tensors")
+        yield name, tensor
 
 
 def _leaves(own: str) -> dict[str, str]:
