@@ -3,6 +3,7 @@
 import edifice_export as ee
 
 bundle = ee.build("hymba", weights="bot.safetensors", output="exported/bot")
+bundle = ee.export(module, args, dynamic_shapes={"x": {0: "batch", 1: "time"}}, output="exported/mine")
 report = ee.verify(bundle)
 model = ee.load("exported/bot", providers=["cuda", "cpu"])
 y = model(x)
@@ -19,15 +20,18 @@ if TYPE_CHECKING:
     from .benchmark.bench import bench
     from .benchmark.results import BenchReport, BenchResult
     from .building.build import build
+    from .building.export import export
     from .bundle.bundle import Bundle
     from .errors import CheckError, ExportError, RequestError
     from .inspection.inspect import inspect_model
     from .lowerings.lowering import Call, Lowering
     from .lowerings.own_op import op
+    from .programs.source import Source
     from .runtime.doctor import diagnose
     from .runtime.model import Model, load
     from .runtime.stream import Snapshot, Stream
     from .scaffolding.scaffold import Scaffold, scaffold
+    from .specification import Values
     from .verification.verify import verify
     from .weights import from_edifice, to_edifice
     from .weights.convert import Conversion, convert
@@ -45,11 +49,14 @@ __all__ = [
     "RequestError",
     "Scaffold",
     "Snapshot",
+    "Source",
     "Stream",
+    "Values",
     "bench",
     "build",
     "convert",
     "diagnose",
+    "export",
     "from_edifice",
     "inspect_model",
     "load",
@@ -72,9 +79,12 @@ _HOMES = {
     "RequestError": "errors",
     "Scaffold": "scaffolding.scaffold",
     "Snapshot": "runtime.stream",
+    "Source": "programs.source",
     "Stream": "runtime.stream",
+    "Values": "specification",
     "bench": "benchmark.bench",
     "build": "building.build",
+    "export": "building.export",
     "convert": "weights.convert",
     "diagnose": "runtime.doctor",
     "from_edifice": "weights",

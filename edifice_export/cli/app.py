@@ -25,6 +25,7 @@ from .build import BuildGroup
 from .console import interrupted, print_anywhere, print_json, say
 from .convert import convert
 from .doctor import doctor
+from .export import export
 from .inspect import inspect
 from .list import list_architectures
 from .run import run
@@ -36,6 +37,7 @@ __all__ = ["app", "main"]
 COMMANDS: dict[str, Callable[..., None]] = {
     "bench": bench,
     "list": list_architectures,
+    "export": export,
     "verify": verify,
     "run": run,
     "inspect": inspect,

@@ -76,7 +76,7 @@ def bench(
 def _print(report: BenchReport) -> None:
     nodes = ", ".join(f"{name} ({count} nodes)" for name, count in report.providers.items())
     facts = {key: value for key, value in report.machine.items() if key not in ("platform", "cpu", "cores")}
-    say(f"{report.architecture}, {report.numerics} numerics, window of {report.window} frames, on {nodes}")
+    say(f"{report.title}, window of {report.window} frame{'s' * (report.window != 1)}, on {nodes}")
     say(f"{report.machine['cpu']}, {report.machine['cores']} cores")
     say(", ".join(f"{name} {value}" for name, value in facts.items() if value is not None))
     print_table(report.rows())

@@ -15,9 +15,10 @@ from typer.main import get_command
 from edifice_reference.models.config import describe_range
 from edifice_reference.models.registry import ARCHITECTURES, Architecture, get_architecture
 
-from ..defaults import DEFAULT_OPSET, OPSETS, TARGETS, TOLERANCE
+from ..defaults import DEFAULT_OPSET, PRECISIONS, TOLERANCE
 from ..errors import RequestError
 from .console import print_json, progress_bar, say
+from .options import Opset, Optimize, Precision, Target, Tolerance
 
 __all__ = ["BuildGroup"]
 
@@ -35,12 +36,6 @@ class Graph(StrEnum):
     window = "window"
     stream = "stream"
     both = "both"
-
-
-class Precision(StrEnum):
-    """The type that a graph computes in. Scripts that ask for one go on getting just that when there are more."""
-
-    fp32 = "fp32"
 
 
 class BuildGroup(TyperGroup):
@@ -98,21 +93,12 @@ def _parameter(option: dataclasses.Field[Any]) -> inspect.Parameter:
     return inspect.Parameter(option.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
 
-_SCANLESS = ", ".join(name for name, is_fast_at_scan in TARGETS.items() if not is_fast_at_scan)
-
-
-def _target(text: str) -> str:
-    if text not in TARGETS:
-        raise typer.BadParameter(f"{text!r} is not one of {', '.join(TARGETS)}")
-    return text
-
-
 def _build(
     architecture: Architecture,
     options: dict[str, Any],
     weights: Annotated[
         Path | None,
-        typer.Option(help="safetensors, .nx or .axon: this project's or Edifice's [default: fresh weights]"),
+        typer.Option(help="safetensors, .pt, .bin, .ckpt, .nx or .axon: see docs/weights.md [default: fresh weights]"),
     ] = None,
     numerics: Annotated[
         Numerics | None,
@@ -121,30 +107,19 @@ def _build(
     graph: Annotated[
         Graph, typer.Option(help="a whole window at once, one frame at a time with a state, or both")
     ] = Graph.both,
-    target: Annotated[
-        str,
-        typer.Option(
-            parser=_target,
-            metavar=f"<{'|'.join(TARGETS)}>",
-            help=f"what to make it fast for: without Scan for {_SCANLESS}; it is right everywhere",
-        ),
-    ] = "portable",
-    precision: Annotated[Precision, typer.Option(help="the type to compute in")] = Precision.fp32,  # noqa: ARG001
-    optimize: Annotated[
-        bool, typer.Option("--optimize/--no-optimize", help="apply the graph passes; the plain graph is for debugging")
-    ] = True,
-    opset: Annotated[
-        int, typer.Option(help=f"ONNX operator set [{OPSETS.start} to {OPSETS.stop - 1}]")
-    ] = DEFAULT_OPSET,
+    target: Target = "portable",
+    precision: Precision = PRECISIONS[0],
+    optimize: Optimize = True,
+    opset: Opset = DEFAULT_OPSET,
     seed: Annotated[int, typer.Option(help="of fresh weights and of the test data")] = 0,
-    tolerance: Annotated[
-        float, typer.Option(help="largest error allowed, absolute, or relative to an output above 1")
-    ] = TOLERANCE,
+    tolerance: Tolerance = TOLERANCE,
     output: Annotated[Path | None, typer.Option(help="folder to write [default: exported/ARCHITECTURE]")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print the manifest as JSON")] = False,
 ) -> None:
     from ..building.build import build
+    from ..bundle.manifest import plain
     from ..verification.report import describe_amplified, describe_gap, describe_stream
+    from ..weights import describe_weights
 
     with progress_bar("verifying") as progress:
         bundle = build(
@@ -154,6 +129,7 @@ def _build(
             numerics=numerics.value if numerics is not None else None,
             graph=graph.value,
             target=target,
+            precision=precision,
             optimize=optimize,
             opset=opset,
             seed=seed,
@@ -163,13 +139,15 @@ def _build(
         )
     manifest = bundle.manifest
     if as_json:
-        print_json({"bundle": str(bundle.path), **dataclasses.asdict(manifest)})
+        print_json({"bundle": str(bundle.path), **plain(manifest)})
         return
     parity = manifest.parity
     prefixes, window = parity["prefixes"], manifest.window_size
     count = "every prefix length" if prefixes == window else f"{prefixes} of the {window} prefix lengths"
     among = f", {count} of the window among them" if prefixes else ""
-    say(f"built {bundle.path}: {architecture.name}, {manifest.numerics} numerics, opset {manifest.opset}")
+    say(f"built {bundle.path}: {architecture.name}, {manifest.program.numerics} numerics, opset {manifest.opset}")
+    if (changes := describe_weights(manifest.weights)) is not None:
+        say(changes)
     say(
         f"verified: ONNX Runtime agrees with the {parity['reference']} in {parity['cases']} cases{among}; "
         f"largest error {parity['max_abs']:.1e}"

@@ -17,8 +17,14 @@ __all__ = ["run"]
 
 def run(
     bundle: BundlePath,
-    source: Annotated[Path, typer.Option("--input", help="Recording: .npy, .npz or .csv, [T, E] or [B, T, E].")],
-    target: Annotated[Path, typer.Option("--output", help="Where the outputs go: .npy.")],
+    source: Annotated[
+        Path,
+        typer.Option(
+            "--input",
+            help="Recording: .npy, .npz or .csv, [T, E] or [B, T, E]; of an exported module .npz of its inputs.",
+        ),
+    ],
+    target: Annotated[Path, typer.Option("--output", help="Where the outputs go: .npy; of a module .npz.")],
     stride: Annotated[int, typer.Option(help="Frames between the windows of a recording longer than one.")] = 1,
     stream: Annotated[bool, typer.Option("--stream", help="Frame by frame, writing the output at every one.")] = False,
     provider: Providers = None,
@@ -28,11 +34,27 @@ def run(
     optimization: Annotated[str, typer.Option(help="Graph optimisation: all, extended, basic or none.")] = "all",
     as_json: Json = False,
 ) -> None:
-    """Run a recording through a bundle."""
+    """Run a recording, or whatever an exported module takes, through a bundle."""
+    from ..bundle.manifest import MODULE
+    from ..errors import RequestError
     from ..runtime.model import load
-    from ..runtime.run import RunReport, StreamReport, run_recording, stream_recording
+    from ..runtime.run import RunReport, StreamReport, run_recording, run_tensors, stream_recording
 
     model = load(bundle, provider or ("cpu",), threads, optimization)
+    if model.bundle.manifest.program.kind == MODULE:
+        if stride != 1:
+            raise RequestError(f"--stride {stride}: is for the windows of an architecture; leave it out")
+        with progress_bar("running") as progress:
+            called = run_tensors(model, source, target, stream, progress)
+        if as_json:
+            print_json(dataclasses.asdict(called))
+            return
+        shapes = ", ".join(f"{name} {shape}" for name, shape in called.shapes.items())
+        how = f"streamed {called.frames} frames" if called.frames is not None else "ran"
+        say(f"{how} on {_placement(called.providers)}: {called.output}: {shapes}")
+        for name, reason in called.passed_over.items():
+            say(f"passed over {name}: {reason}")
+        return
     with progress_bar("running") as progress:
         run_all: Callable[..., RunReport | StreamReport] = stream_recording if stream else run_recording
         done = run_all(model, source, target, stride, progress)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -11,8 +11,11 @@ from torch.utils import _pytree as pytree
 
 __all__ = ["freeze"]
 
+M = TypeVar("M")
+"""A module, by whatever contract it is known."""
 
-def freeze(model: nn.Module) -> nn.Module:
+
+def freeze(model: M) -> M:
     """The same model with its finished values: no graph holds the network that makes Hyena's filters.
 
     What methods marked as `input_free` make is computed in float64 and rounded once, so that it is nearer to the
@@ -21,6 +24,7 @@ def freeze(model: nn.Module) -> nn.Module:
     Returns:
         A copy that shares the other parameters with `model`, which is not changed.
     """
+    assert isinstance(model, nn.Module)
     shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     frozen = copy.deepcopy(model, shared)
     for module in list(frozen.modules()):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import types
-from typing import Any
 
 from torch import Tensor, nn
 
-from ..specification import BATCH, SEQUENCE, StateSpec, TensorSpec
+from edifice_reference.models.contract import ReferenceModel
+
+from ..specification import BATCH, SEQUENCE, InputSpec, OutputSpec, StateSpec
 from .freeze import freeze
 
 __all__ = ["entry", "signature", "state_specs"]
@@ -15,13 +16,13 @@ __all__ = ["entry", "signature", "state_specs"]
 
 def signature(
     graph: str, embed_dim: int, hidden_size: int, states: tuple[StateSpec, ...]
-) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+) -> tuple[tuple[InputSpec, ...], tuple[OutputSpec, ...]]:
     """What a graph of manifest.GRAPHS takes and what it gives."""
-    output = TensorSpec("output", "float32", (BATCH, hidden_size))
-    sequence = TensorSpec("state_sequence", "float32", (BATCH, SEQUENCE, embed_dim))
+    output = OutputSpec("output", "float32", (BATCH, hidden_size), "last")
+    sequence = InputSpec("state_sequence", "float32", (BATCH, SEQUENCE, embed_dim))
     if graph == "window":
         return (sequence,), (output,)
-    first = TensorSpec("frame", "float32", (BATCH, embed_dim)) if graph == "stream" else sequence
+    first = InputSpec("frame", "float32", (BATCH, embed_dim)) if graph == "stream" else sequence
     return (first, *(state.past for state in states)), (output, *(state.present for state in states))
 
 
@@ -35,21 +36,22 @@ def state_specs(initial_state: dict[str, Tensor], folder: str) -> tuple[StateSpe
     return tuple(specs)
 
 
-def entry(model: nn.Module, graph: str) -> nn.Module:
+def entry(model: ReferenceModel, graph: str) -> nn.Module:
     """A copy of a reference model whose forward computes one graph, with the values that no input changes in it.
 
     Of the stream and prefill graphs it takes and gives states as tensors, in the order of the initial state.
     """
     frozen = freeze(model)
+    assert isinstance(frozen, nn.Module)
     if graph == "window":
         return frozen
-    names = list(frozen.initial_state(1))  # type: ignore[operator]
+    names = list(model.initial_state(1))
 
-    def step(self: Any, frame: Tensor, *past: Tensor) -> tuple[Tensor, ...]:
+    def step(self: ReferenceModel, frame: Tensor, *past: Tensor) -> tuple[Tensor, ...]:
         output, present = self.step(frame, dict(zip(names, past, strict=True)))
         return output, *present.values()
 
-    def prefill(self: Any, state_sequence: Tensor, *past: Tensor) -> tuple[Tensor, ...]:
+    def prefill(self: ReferenceModel, state_sequence: Tensor, *past: Tensor) -> tuple[Tensor, ...]:
         outputs, present = self.extend(state_sequence, dict(zip(names, past, strict=True)))
         return outputs[:, -1], *present.values()
 

@@ -14,7 +14,7 @@ from ..machine import physical_memory
 from ..weights import Checkpoint, check_against, load_into, read_checkpoint
 
 if TYPE_CHECKING:
-    from torch import nn
+    from edifice_reference.models.contract import ReferenceModel
 
 __all__ = ["make_empty", "make_reference", "reference_of"]
 
@@ -27,7 +27,7 @@ _COPIES = 6
 
 def make_reference(
     architecture: Architecture, config: Config, numerics: str, seed: int, checkpoint: Checkpoint | None
-) -> nn.Module:
+) -> ReferenceModel:
     """A reference model with the weights of a checkpoint, or fresh ones from a seed.
 
     Raises:
@@ -45,7 +45,7 @@ def make_reference(
     return model.eval()
 
 
-def make_empty(architecture: Architecture, config: Config) -> nn.Module:
+def make_empty(architecture: Architecture, config: Config) -> ReferenceModel:
     """A model that has names and shapes and takes no memory, on torch's meta device."""
     import torch
 
@@ -53,7 +53,7 @@ def make_empty(architecture: Architecture, config: Config) -> nn.Module:
         return architecture.model_class(config)
 
 
-def reference_of(bundle: Bundle) -> nn.Module:
+def reference_of(bundle: Bundle) -> ReferenceModel:
     """The reference model that a bundle was made from, with the weights that it carries.
 
     Raises:
@@ -61,16 +61,18 @@ def reference_of(bundle: Bundle) -> nn.Module:
     """
     manifest = bundle.manifest
     try:
-        architecture = get_architecture(manifest.architecture)
-        config = architecture.config_class(**manifest.options)
+        architecture = get_architecture(manifest.program.name)
+        config = architecture.config_class(**manifest.program.options)
     except (OptionError, TypeError) as error:
         raise CheckError(
             f"bundle {bundle.path}: its manifest names no model: {error}; build the bundle again"
         ) from error
+    assert manifest.reference is not None, "an architecture has one, see manifest_reader"
+    assert manifest.program.numerics is not None
     try:
         bundle.check(manifest.reference)
         checkpoint = read_checkpoint(bundle.file(manifest.reference))
-        return make_reference(architecture, config, manifest.numerics, manifest.seed, checkpoint)
+        return make_reference(architecture, config, manifest.program.numerics, manifest.seed, checkpoint)
     except RequestError as error:
         raise CheckError(f"bundle {bundle.path}: its reference can't be made: {error}") from error
 

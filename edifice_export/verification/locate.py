@@ -15,12 +15,13 @@ import torch
 from torch.export.graph_signature import InputKind
 
 from ..bundle.bundle import Bundle, save_model
-from ..bundle.manifest import GraphEntry
 from ..errors import CheckError, brief
+from ..graph.capture import export_program
 from ..graph.names import scoped_names
-from ..graph.trace import export_program, translate
-from ..programs.graphs import entry
+from ..graph.trace import translate
 from ..runtime.providers import ORT_ERRORS, open_session
+from .reference import Reference
+from .report import Given
 
 if TYPE_CHECKING:
     from torch import nn
@@ -42,7 +43,7 @@ class Departure:
 
 
 def first_departure(
-    bundle: Bundle, reference: nn.Module, sequence: np.ndarray, graph: str, provider: str, tolerance: float
+    bundle: Bundle, reference: Reference, given: Given, graph: str, provider: str, tolerance: float
 ) -> Departure | None:
     """The first node, in the graph's order, whose value departs from the float64 reference's.
 
@@ -50,9 +51,9 @@ def first_departure(
 
     Args:
         bundle: where the graph is.
-        reference: its reference model in float64.
-        sequence: float32 [batch, sequence, embed_dim]. The stream graph is run on its last frame, from the state that
-            the reference has before that.
+        reference: what it is held to.
+        given: what led to the numbers that depart. The stream graph is run on the last frame, from the state that the
+            reference has before that.
         graph: one of manifest.GRAPHS.
         provider: short name.
         tolerance: as in verify, for every value in place of the output.
@@ -61,8 +62,8 @@ def first_departure(
         The node, or None if all named values agree.
     """
     described = bundle.manifest.graphs[graph]
-    feeds = _feeds(described, reference, sequence, graph)
-    expected = _reference_values(bundle, reference, graph, feeds)
+    feeds = reference.feeds(graph, given)
+    expected = _reference_values(bundle, reference.module(graph), graph, feeds)
     model = onnx.load(bundle.file(described.model))
     makers = {name: (node, _key(node, name, expected)) for node in model.graph.node for name in node.output}
     declared = {output.name for output in model.graph.output}
@@ -82,12 +83,20 @@ def first_departure(
         node, key = makers[name]
         wanted = expected[key]
         value, wanted = _last_of_both(value, wanted)
-        limit = tolerance * max(1.0, float(np.abs(wanted).max(initial=0)))
-        error = float(np.abs(value - wanted).max(initial=0)) if value.shape == wanted.shape else math.inf
+        limit = tolerance * max(1.0, float(np.abs(wanted[np.isfinite(wanted)]).max(initial=0)))
+        error = _distance(value, wanted)
         if not error <= limit:
             op_type = f"{node.domain}::{node.op_type}" if node.domain else node.op_type
             return Departure(node.name, op_type, error, limit)
     return None
+
+
+def _distance(value: np.ndarray, wanted: np.ndarray) -> float:
+    """The largest difference; none between what is infinite, or no number, on both sides, such as a mask."""
+    if value.shape != wanted.shape:
+        return math.inf
+    other = ~((value == wanted) | (np.isnan(value) & np.isnan(wanted)))
+    return float(np.abs(value[other].astype(np.float64) - wanted[other]).max(initial=0))
 
 
 def _key(node: onnx.NodeProto, name: str, expected: Mapping[str, Any]) -> str:
@@ -109,30 +118,12 @@ def _last_of_both(value: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np
     return value.take(-1, fewer[0]), wanted.take(-1, fewer[0])
 
 
-def _feeds(graph: GraphEntry, reference: Any, sequence: np.ndarray, name: str) -> dict[str, np.ndarray]:
-    first = graph.inputs[0].name
-    if name == "window":
-        return {first: sequence}
-    state = reference.initial_state(sequence.shape[0])
-    frames = sequence
-    if name == "stream":
-        frames = sequence[:, -1]
-        if sequence.shape[1] > 1:
-            with torch.no_grad():
-                _, state = reference.extend(torch.tensor(sequence[:, :-1]).double(), state)
-    carried = {
-        f"past.{key}": (value.float() if value.is_floating_point() else value).detach().numpy()
-        for key, value in state.items()
-    }
-    return {first: frames, **carried}
-
-
 def _reference_values(
-    bundle: Bundle, reference: nn.Module, graph: str, feeds: dict[str, np.ndarray]
+    bundle: Bundle, module: nn.Module, graph: str, feeds: dict[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """Every floating-point value of the reference's own graph, by scoped name."""
+    """Every floating-point value of the torch graph of a module, by scoped name."""
     described = bundle.manifest.graphs[graph]
-    traced = export_program(entry(reference, graph), described.inputs)
+    traced = export_program(module, described.inputs)
     outputs = [output.name for output in described.outputs]
     program = translate(traced, described.inputs, bundle.manifest.opset, outputs).exported_program
     assert program is not None

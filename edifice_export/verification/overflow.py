@@ -2,38 +2,35 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
-import numpy as np
+import torch
+from torch import nn
+
+from edifice_reference.models.layers import LayerNorm
+
+from .reference import Reference
+from .report import Given
 
 __all__ = ["overflows"]
 
 
-def overflows(model: Any, graph: str, sequence: np.ndarray) -> bool:
-    """Whether what a layer gives for a sequence, or the squares that a layer norm adds up, are beyond float32.
+def overflows(reference: Reference, graph: str, given: Given) -> bool:
+    """Whether what a layer gives, or the squares that a layer norm adds up, are beyond float32.
 
     Args:
-        model: the reference, in any precision.
+        reference: what computes them in float64.
         graph: what it is asked for, see manifest.GRAPHS.
-        sequence: [batch, sequence, embed_dim].
+        given: what for.
     """
-    import torch
-
-    from edifice_reference.models.layers import LayerNorm
-
     largest = torch.zeros((), dtype=torch.float64)
 
     def look(module: Any, inputs: tuple[Any, ...], output: Any) -> None:
         nonlocal largest
-        squares = [inputs[0].square().sum(-1)] if isinstance(module, LayerNorm) else []
+        squares = [inputs[0].square().sum(-1)] if isinstance(module, (LayerNorm, nn.LayerNorm)) else []
         for value in (*squares, output):
-            if isinstance(value, torch.Tensor) and value.is_floating_point():
+            if isinstance(value, torch.Tensor) and value.is_floating_point() and value.numel():
                 largest = torch.maximum(largest, value.abs().max())
 
-    exact = copy.deepcopy(model).double()
-    for module in exact.modules():
-        module.register_forward_hook(look)
-    with torch.no_grad():
-        (exact if graph == "window" else exact.forward_stream)(torch.tensor(sequence).double())
+    reference.run(graph, given, look)
     return not bool(largest <= torch.finfo(torch.float32).max)

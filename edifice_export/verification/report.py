@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from .locate import Departure
 
 __all__ = [
+    "LEAST",
     "ROUNDING_FACTOR",
+    "Arrays",
     "Case",
     "Given",
     "Report",
@@ -28,6 +30,12 @@ __all__ = [
     "describe_stream",
     "describe_tolerance",
 ]
+
+Arrays = dict[str, np.ndarray]
+"""Tensors by name."""
+
+LEAST = 1e-30
+"""Outputs of a module may be of any size: the tolerance is relative to the largest, but not of nothing."""
 
 ROUNDING_FACTOR = 2
 """How much further than float32's own error a graph may be from float64, on inputs that amplify rounding."""
@@ -46,6 +54,7 @@ class Case:
         max_abs: largest absolute error; infinite where one side is finite and the other is not.
         max_rel: max_abs relative to the largest reference output.
         limit: the largest max_abs allowed, but for rounding that float32 itself can't do without.
+        sizes: of a module's window graph, all free sizes by symbol, as text.
         rounding: of a case beyond its limit, float32's own error, see rounding.with_rounding; None where it was not
             needed.
     """
@@ -60,6 +69,7 @@ class Case:
     max_abs: float
     max_rel: float
     limit: float
+    sizes: str = ""
     rounding: float | None = None
 
     @property
@@ -86,7 +96,12 @@ class Case:
 
     def __str__(self) -> str:
         inputs = f"seed {self.seed}, magnitude {self.magnitude:g}" if self.source == "reference" else self.source
-        return f"{self.graph} on {self.provider}, batch {self.batch}, length {self.length}, {inputs}"
+        return f"{self.graph} on {self.provider}, {self.at}, {inputs}"
+
+    @property
+    def at(self) -> str:
+        """The sizes that were run."""
+        return self.sizes or f"batch {self.batch}, length {self.length}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,18 +109,23 @@ class Given:
     """What led to the numbers that a case compares.
 
     Attributes:
-        frames: float32 [batch, sequence, embed_dim], up to the last frame that was compared.
+        inputs: by name; of frames, such as float32 [batch, sequence, embed_dim], up to the last that was compared.
         state: of test data, what a stream was given before them, by name; None if it starts there.
         restart: frames after which entry 0 was started anew; 0 if it never was.
         whole: whether the outputs at all frames were compared, and not only the last.
         outputs: of test data with a state, the case of every output by its name; the trial's is the worst of them.
     """
 
-    frames: np.ndarray
+    inputs: Mapping[str, np.ndarray]
     state: Mapping[str, np.ndarray] | None = None
     restart: int = 0
     whole: bool = False
     outputs: Mapping[str, Case] = dataclasses.field(default_factory=dict)
+
+    @property
+    def frames(self) -> np.ndarray:
+        """The first input, which is all that an architecture takes."""
+        return next(iter(self.inputs.values()))
 
 
 Trial = tuple[Case, Given]
@@ -122,9 +142,11 @@ class Report:
         prefixes: how many of the prefix lengths 1 to window the window graph was run at; 0 without one.
         frames: how many frames the stream graph was followed for, one by one; 0 without one.
         histories: how many lengths of history the prefill graph was given from the start; 0 without one.
+        sizes: of a module, at how many different sizes its window graph was run; 0 of others.
         cases: every comparison, the worst first (by error over what is allowed).
         departure: where it failed, the first node whose value departs from the reference.
         float32_error: where it failed, the error of torch itself in float32 on the worst case.
+        why_test_data: of a comparison with test data alone, why; None of others.
         loosened: what is to be said first: of a tolerance above defaults.TOLERANCE, which it is and where it is from.
         recurrence_gap: of a reference that keeps Edifice's inexact recurrence, the largest difference that the exact
             one would make to the output of any prefix of a window, on these weights and a random input.
@@ -138,11 +160,13 @@ class Report:
     prefixes: int
     frames: int
     histories: int
+    sizes: int
     cases: list[Case]
     departure: Departure | None = None
     float32_error: float | None = None
     recurrence_gap: float | None = None
     loosened: str | None = None
+    why_test_data: str | None = None
 
     @property
     def passed(self) -> bool:
@@ -204,23 +228,27 @@ class Report:
         }
 
 
-def attempt(run: Callable[[np.ndarray], np.ndarray], frames: np.ndarray, expected: np.ndarray) -> np.ndarray:
-    """What a model gives for frames; NaN of the expected shape where it hands out nothing, as it is not finite."""
+def attempt(run: Callable[..., Any], inputs: Sequence[np.ndarray], expected: Arrays) -> Arrays:
+    """What a model gives, by name; NaN of the expected shapes where it hands out nothing, as it is not finite."""
     try:
-        return run(frames)
+        found = run(*(np.asarray(array, order="C") for array in inputs))
     except NotFiniteError:
-        return np.full(expected.shape, np.nan, np.float32)
+        return {name: np.full(value.shape, np.nan, np.float32) for name, value in expected.items()}
+    return dict(zip(expected, found if isinstance(found, tuple) else (found,), strict=True))
 
 
-def compare(found: np.ndarray, expected: np.ndarray, tolerance: float, **described: Any) -> Case:
+def compare(found: np.ndarray, expected: np.ndarray, tolerance: float, floor: float = 1.0, **described: Any) -> Case:
     """One comparison.
 
     Args:
         found: what a graph gave.
         expected: what it should have given.
         tolerance: see defaults.TOLERANCE.
+        floor: the least output that the tolerance is relative to: 1 of architectures, whose outputs are normalised.
         **described: the other fields of a case.
     """
+    if found.dtype.kind in "biu":
+        found, expected = found.astype(np.float64), expected.astype(np.float64)
     finite = np.isfinite(expected)
     largest = float(np.abs(expected[finite]).max(initial=0.0))
     # Where the reference is not finite, the graph must be the same: a NaN, or an infinity of that sign.
@@ -230,7 +258,7 @@ def compare(found: np.ndarray, expected: np.ndarray, tolerance: float, **describ
     return Case(
         max_abs=error,
         max_rel=error / largest if largest else error,
-        limit=tolerance * max(1.0, largest),
+        limit=tolerance * max(floor, largest),
         **described,
     )
 
@@ -242,7 +270,8 @@ def describe_amplified(count: int) -> str:
 
 def describe_stream(frames: int, histories: int) -> str:
     """What the stream and prefill graphs were run for, in one line."""
-    return f"followed as a stream, frame by frame, for {frames} frames, and from {histories} lengths of history"
+    from_histories = f", and from {histories} lengths of history" if histories else ""
+    return f"followed as a stream, frame by frame, for {frames} frames{from_histories}"
 
 
 def describe_gap(gap: float) -> str:

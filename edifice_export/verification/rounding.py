@@ -2,39 +2,30 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ..bundle.bundle import Bundle
-from ..programs.freeze import freeze
-from ..programs.reference_model import reference_of
 from .overflow import overflows
+from .reference import Outputs, Reference
 from .report import ROUNDING_FACTOR, Case, Given, Trial
 
-__all__ = ["Rounding", "float32_error", "outputs_of", "with_rounding"]
+__all__ = ["Rounding", "float32_error", "with_rounding"]
 
 SAMPLES, MOST_SAMPLES = 64, 256
 """Random roundings that the largest error is taken of; the most of them, where that is near what would do."""
 
-_AT_ONCE = 16
-_MAX_PAIRS = 2**20
-"""Samples that are computed at once, in one batch; the most pairs of frames in it, for memory."""
-
 _HALF_UNIT = 2.0**-24
 """What rounding to float32 changes a number by at most, relative to it."""
 
-Outputs = dict[str, Tensor]
 
-
-def with_rounding(failed: Sequence[Trial], bundle: Bundle) -> list[Trial]:
+def with_rounding(failed: Sequence[Trial], reference: Reference) -> list[Trial]:
     """The cases with float32's own error: the largest that a float32 computation of the reference makes there.
 
     Of torch's float32 model as it is, and of samples of what others make that are as right: the same with every number
@@ -44,7 +35,7 @@ def with_rounding(failed: Sequence[Trial], bundle: Bundle) -> list[Trial]:
 
     Args:
         failed: cases beyond their limit.
-        bundle: where they come from.
+        reference: what they were compared with.
     """
     result: list[Trial] = []
     groups: dict[tuple[Any, ...], list[Trial]] = {}
@@ -54,19 +45,19 @@ def with_rounding(failed: Sequence[Trial], bundle: Bundle) -> list[Trial]:
             groups.setdefault(_alike(*trial), []).append(trial)
         else:
             result.append(trial)
-    model = reference_of(bundle) if groups else None
     for group in groups.values():
         case, given = max(group, key=lambda trial: trial[0].length)
         # Overflow is no rounding, though torch's own is as wrong.
-        result += group if overflows(model, case.graph, given.frames) else _judged(model, group)
+        result += group if overflows(reference, case.graph, given) else _judged(reference, group)
     return result
 
 
-def float32_error(model: nn.Module, trial: Trial) -> float:
+def float32_error(reference: Reference, trial: Trial) -> float:
     """The error of torch's float32 model on a case, as it is."""
     case, given = trial
-    found = _Extremes(_Float32(model, case.graph, given).errors(None))
-    return max(found.own_error(name, given) for name in given.outputs or ("output",))
+    errors = reference.float32(case.graph, given).errors()
+    found = _Extremes(errors)
+    return max(found.own_error(name, given) for name in given.outputs or errors)
 
 
 class Rounding(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -91,33 +82,10 @@ class Rounding(TorchDispatchMode):  # type: ignore[no-untyped-call]
 _MOVES = ("cat", "clone", "constant_pad_nd", "flip", "index", "index_select", "repeat", "stack", "where", "_to_copy")
 
 
-def outputs_of(model: Any, graph: str, given: Given, frames: Tensor, state: Outputs | None) -> Outputs:
-    """What a graph should give: `output` at every frame of a stream [B, T, D], at the last of a window [B, 1, D].
-
-    Args:
-        model: the reference, of the precision of frames and state.
-        graph: one of manifest.GRAPHS.
-        given: says where entries were restarted.
-        frames: [B, T, E]. B may be a multiple of what was given.
-        state: before the first of them; None at the start of a stream.
-    """
-    if graph == "window":
-        return {"output": model(frames)[:, None]}
-    if state is not None:
-        output, after = model.extend(frames, state)
-        return {"output": output, **{f"present.{name}": value for name, value in after.items()}}
-    output = model.forward_stream(frames)
-    if given.restart:
-        firsts = slice(None, None, given.frames.shape[0])
-        output = output.clone()
-        output[firsts, given.restart :] = model.forward_stream(frames[firsts, given.restart :])
-    return {"output": output}
-
-
 def _alike(case: Case, given: Given) -> tuple[Any, ...]:
     """What is the same for cases of which the longest tells of the others too: those of one stream."""
     if case.graph == "window" or given.state is not None or given.whole:
-        return (case.graph, case.source, case.batch, case.seed, case.magnitude, case.length)
+        return (case.graph, case.source, case.batch, case.seed, case.magnitude, case.length, case.sizes)
     return ("stream", case.batch, case.seed, case.magnitude, given.restart)
 
 
@@ -136,17 +104,17 @@ class _Extremes:
     def own_error(self, name: str, given: Given, between: bool = False) -> float:
         """The largest error of an output where it was compared, or the largest difference between two."""
         low, high = self._low[name], self._high[name]
-        if name == "output" and not given.whole:
+        if not given.whole and not name.startswith("present."):
             last = min(given.frames.shape[1], low.shape[1]) - 1
             low, high = low[:, last], high[:, last]
         return float((high - low if between else torch.maximum(high, -low)).max())
 
 
-def _judged(model: Any, group: Sequence[Trial]) -> list[Trial]:
+def _judged(reference: Reference, group: Sequence[Trial]) -> list[Trial]:
     """Samples until all cases are within what float32 does, or it is clear that they are not."""
     case, given = max(group, key=lambda trial: trial[0].length)
-    float32 = _Float32(model, case.graph, given)
-    found, count = _Extremes(float32.errors(None)), 0
+    float32 = reference.float32(case.graph, given)
+    found, count = _Extremes(float32.errors()), 0
     while True:
         judged = [_with_own_error(trial, found) for trial in group]
         near = [case for case, _ in judged if not case.passed]
@@ -154,9 +122,9 @@ def _judged(model: Any, group: Sequence[Trial]) -> list[Trial]:
             near = [case for case in near if case.max_abs <= ROUNDING_FACTOR * case.allowed]
         if not near or count >= MOST_SAMPLES:
             return judged
-        errors = float32.errors(count)
+        errors = float32.errors(Rounding(count))
         found.add(errors)
-        count += len(errors["output"])
+        count += len(next(iter(errors.values())))
 
 
 def _with_own_error(trial: Trial, found: _Extremes) -> Trial:
@@ -168,42 +136,3 @@ def _with_own_error(trial: Trial, found: _Extremes) -> Trial:
         for name, each in (given.outputs or {"output": case}).items()
     ]
     return max(cases, key=lambda each: each.severity), given
-
-
-class _Float32:
-    """Torch's float32 model on what was given, beside the float64 one.
-
-    What depends on no input is finished and rounded once, as in a graph.
-    """
-
-    def __init__(self, model: nn.Module, graph: str, given: Given) -> None:
-        self._model, self._graph, self._given = freeze(model), graph, given
-        exact = copy.deepcopy(model).double()
-        self._exact = self._outputs(exact, 1, torch.float64)
-
-    def errors(self, seed: int | None) -> Outputs:
-        """Errors [K, B, T, ...] of K random samples; without a seed, of the model as it is."""
-        if seed is None:
-            found = self._outputs(self._model, 1, torch.float32)
-        else:
-            batch, length = self._given.frames.shape[:2]
-            with Rounding(seed):
-                count = max(1, min(_AT_ONCE, _MAX_PAIRS // (batch * length**2)))
-                found = self._outputs(self._model, count, torch.float32)
-        # What is not finite excuses nothing.
-        return {
-            name: torch.nan_to_num(value.reshape(-1, *self._exact[name].shape).double() - self._exact[name], 0, 0, 0)
-            for name, value in found.items()
-        }
-
-    def _outputs(self, model: Any, count: int, dtype: torch.dtype) -> Outputs:
-        """What a model gives for so many copies, one after the other in the batch."""
-
-        def several(array: Any) -> Tensor:
-            value = torch.tensor(array).repeat(count, *[1] * (array.ndim - 1))
-            return value.to(dtype) if value.is_floating_point() else value
-
-        frames, state = self._given.frames, self._given.state
-        before = {name: several(value) for name, value in state.items()} if state is not None else None
-        with torch.no_grad():
-            return outputs_of(model, self._graph, self._given, several(frames), before)

@@ -5,14 +5,19 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..bundle.bundle import Bundle
-from ..runtime.arrays import MAX_MAGNITUDE
 from ..runtime.model import Model
+from ..values import MAX_MAGNITUDE
 from .report import Case, Given, Trial, attempt, compare
+
+if TYPE_CHECKING:
+    from edifice_reference.models.contract import ReferenceModel
+
+    from .reference import Reference
 
 __all__ = ["count_window", "prefix_lengths", "reference_prefixes", "run_window"]
 
@@ -25,42 +30,52 @@ _MAX_SCORES = 2**28
 """Attention holds batch * heads * length^2 scores: beyond the window, and in batches, cases with more are left out."""
 
 
-def count_window(bundle: Bundle, reference: Any, every_prefix: bool) -> int:
+def count_window(bundle: Bundle, reference: Reference | None, every_prefix: bool) -> int:
     """How many comparisons run_window makes for each provider."""
     sweeps = _sweeps_of(bundle, reference, every_prefix)
     return len(bundle.manifest.graphs["window"].test_data) + sum(len(sweep.lengths) for sweep in sweeps)
 
 
 def run_window(
-    bundle: Bundle, models: Mapping[str, Model], reference: Any, every_prefix: bool, tolerance: float
+    bundle: Bundle, models: Mapping[str, Model], reference: Reference | None, every_prefix: bool, tolerance: float
 ) -> Iterator[Iterator[Trial]]:
     """Every comparison of the window graph, as jobs that only run ONNX Runtime: the reference comes before each.
 
     Args:
         bundle: with a window graph.
         models: by provider.
-        reference: in float64, or None to compare with the test data only.
+        reference: what it is held to, or None to compare with the test data only.
         every_prefix: run every prefix length even of a window above EVERY_PREFIX frames.
         tolerance: see defaults.TOLERANCE.
     """
     for provider, model in models.items():
         yield _run_test_data(bundle, model, provider, tolerance)
-    width = int(bundle.manifest.graphs["window"].inputs[0].shape[-1])
+    width = bundle.manifest.graphs["window"].inputs[0].width
     for sweep in _sweeps_of(bundle, reference, every_prefix):
         generator = np.random.default_rng(sweep.seed)
         whole = generator.standard_normal((sweep.batch, max(sweep.lengths), width)) * sweep.magnitude
         whole = whole.clip(-MAX_MAGNITUDE, MAX_MAGNITUDE).astype(np.float32)
-        expected = reference_prefixes(reference, whole)[:, [length - 1 for length in sweep.lengths]]
+        expected = reference_prefixes(_model_of(reference), whole)[:, [length - 1 for length in sweep.lengths]]
         for provider, model in models.items():
             yield _run_sweep(model, provider, tolerance, sweep, whole, expected)
 
 
+def _model_of(reference: Reference | None) -> ReferenceModel:
+    from .reference import ArchitectureReference
+
+    assert isinstance(reference, ArchitectureReference), "only architectures have sweeps, and with a reference"
+    return reference.model
+
+
 def _run_test_data(bundle: Bundle, model: Model, provider: str, tolerance: float) -> Iterator[Trial]:
     for folder, inputs, outputs in bundle.test_data("window"):
-        sequence, expected = inputs[model.input.name], outputs[model.output.name].astype(np.float64)
+        sequence, expected = inputs[model.inputs[0].name], outputs[model.outputs[0].name].astype(np.float64)
         sweep = _Sweep(sequence.shape[0], 0, 1.0, [sequence.shape[1]])
-        found = attempt(model, sequence, expected)
-        yield _judge(found, expected, tolerance, provider, folder, sequence.shape[1], sweep), Given(sequence)
+        found = attempt(model, [sequence], {"output": expected})["output"]
+        yield (
+            _judge(found, expected, tolerance, provider, folder, sequence.shape[1], sweep),
+            Given({model.inputs[0].name: sequence}),
+        )
 
 
 def _run_sweep(
@@ -68,8 +83,11 @@ def _run_sweep(
 ) -> Iterator[Trial]:
     for index, length in enumerate(sweep.lengths):
         sequence, wanted = whole[:, :length], expected[:, index]
-        found = attempt(model, sequence, wanted)
-        yield _judge(found, wanted, tolerance, provider, "reference", length, sweep), Given(sequence)
+        found = attempt(model, [sequence], {"output": wanted})["output"]
+        yield (
+            _judge(found, wanted, tolerance, provider, "reference", length, sweep),
+            Given({model.inputs[0].name: sequence}),
+        )
 
 
 def prefix_lengths(window: int) -> list[int]:
@@ -84,7 +102,7 @@ def prefix_lengths(window: int) -> list[int]:
     return sorted({*range(1, start + 1), *between, *range(last + 1, window + 1)})
 
 
-def reference_prefixes(reference: Any, sequence: np.ndarray) -> np.ndarray:
+def reference_prefixes(reference: ReferenceModel, sequence: np.ndarray) -> np.ndarray:
     """The reference's output at every prefix, float64 [batch, sequence, hidden]."""
     import torch
 
@@ -107,11 +125,11 @@ class _Sweep:
     lengths: list[int]
 
 
-def _sweeps_of(bundle: Bundle, reference: Any, every_prefix: bool) -> list[_Sweep]:
+def _sweeps_of(bundle: Bundle, reference: Reference | None, every_prefix: bool) -> list[_Sweep]:
     if reference is None:
         return []
-    limited = bundle.manifest.graphs["window"].max_sequence is not None
-    heads = getattr(reference.config, "num_heads", 1)
+    limited = bundle.manifest.max_frames("window") is not None
+    heads = bundle.manifest.program.options.get("num_heads", 1)
     return list(_sweeps(bundle.manifest.window_size, heads, every_prefix, limited))
 
 

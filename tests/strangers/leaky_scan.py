@@ -8,7 +8,7 @@ import torch
 from onnxscript import graph, script
 from onnxscript import opset18 as op
 from onnxscript.values import Opset
-from torch import Tensor
+from torch import Tensor, nn
 
 import edifice_export as ee
 
@@ -121,3 +121,21 @@ def leaky_scan(
         h = decay * h + gain * x[:, t]
         states.append(h)
     return c * torch.stack(states[-c.shape[1] :], dim=1), h.clone(memory_format=torch.contiguous_format)
+
+
+class Leaky(nn.Module):
+    """A layer around it."""
+
+    def __init__(self, width: int = 4) -> None:
+        super().__init__()
+        self.dense = nn.Linear(width, width)
+        self.decay = nn.Parameter(torch.linspace(0.1, 0.9, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y, _ = leaky_scan(self.dense(x), self.decay, torch.tanh(x), gain=0.5)
+        return y
+
+
+def leaky() -> ee.Source:
+    torch.manual_seed(0)
+    return ee.Source(Leaky(), (torch.randn(2, 6, 4),), {"x": {0: "batch", 1: "sequence"}})

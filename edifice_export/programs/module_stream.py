@@ -1,0 +1,274 @@
+"""Somebody's module that goes frame by frame: its `step` and `initial_state` as graphs with explicit states."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import inspect
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..errors import RequestError
+from ..specification import InputSpec, Size, StateSpec, Values
+from .private_copy import Float64
+from .program import Arrays
+
+__all__ = ["ModuleStream", "flat", "gives_state", "has_steps", "without_state"]
+
+_INITIAL = "stream/initial"
+_STATES = (torch.float32, torch.int64, torch.int32)
+
+State = dict[str, Tensor]
+
+
+def has_steps(module: nn.Module) -> bool:
+    """Whether a module says how it goes frame by frame."""
+    return callable(getattr(module, "step", None)) and callable(getattr(module, "initial_state", None))
+
+
+def without_state(module: nn.Module) -> nn.Module:
+    """A module whose forward gives a state after its outputs, as one that gives the outputs alone; it is changed."""
+
+    def forward(self: Any, *given: Tensor) -> Any:
+        return type(self).forward(self, *given)[0]
+
+    object.__setattr__(module, "forward", types.MethodType(forward, module))
+    return module
+
+
+def gives_state(found: Any) -> bool:
+    """Whether what forward gave is outputs and a state."""
+    return isinstance(found, tuple) and len(found) == 2 and isinstance(found[1], dict)
+
+
+def flat(found: Any) -> tuple[Tensor, ...] | None:
+    """The tensors that somebody's code gave, None where it gave something else."""
+    outputs = (found,) if isinstance(found, Tensor) else tuple(found) if isinstance(found, (tuple, list)) else ()
+    return outputs if outputs and all(isinstance(value, Tensor) for value in outputs) else None
+
+
+class ModuleStream:
+    """The stream and prefill graphs of a module.
+
+    `initial_state(batch)` gives a dict of tensors [batch, ...]; `step(*frame, state)` the outputs of a frame and the
+    state after it; `extend(*frames, state)`, or `forward(*frames, state)`, the same of several frames at once, with the
+    outputs at each.
+
+    Args:
+        module: a private copy.
+        inputs: of its window graph: [batch, frames, ...] each, where the first two are free.
+        example: of each, a tensor.
+        names: of the window graph's outputs.
+
+    Raises:
+        RequestError: inputs are not of that form, the states are not tensors of one shape and type, or it fails.
+    """
+
+    def __init__(
+        self, module: nn.Module, inputs: Sequence[InputSpec], example: Sequence[Tensor], names: Sequence[str]
+    ) -> None:
+        self._module: Any = module
+        self.sequences = tuple(inputs)
+        self.batch, self.frames = self._axes()
+        self.inputs = tuple(_of_a_frame(spec) for spec in inputs)
+        self._initial = self._start(1)
+        self.states = _specs(self._initial, self.batch)
+        self._check_entries()
+        outputs = self._check_step([value[:, 0] for value in example])
+        several = len(outputs) == len(names) or len(outputs) == 1
+        self.names = tuple(names[: len(outputs)]) if several else tuple(f"output_{i}" for i in range(len(outputs)))
+        self.extends = self._way_to_extend()
+
+    @property
+    def graphs(self) -> tuple[str, ...]:
+        """Those that there are: prefill needs a way to take several frames at once."""
+        return ("stream", "prefill") if self.extends is not None else ("stream",)
+
+    def module(self, graph: str) -> nn.Module:
+        """The module whose forward takes frames and states as tensors, and gives outputs and states."""
+        shared = {id(tensor): tensor for tensor in (*self._module.parameters(), *self._module.buffers())}
+        mine = copy.deepcopy(self._module, shared)
+        count, names, extends = len(self.inputs), [state.name for state in self.states], self.extends
+
+        def compute(self: Any, *given: Tensor) -> tuple[Tensor, ...]:
+            past = dict(zip(names, given[count:], strict=True))
+            if graph == "stream":
+                outputs, present = _with_state(self.step, given[:count], past)
+            elif extends == "extend":
+                outputs, present = _with_state(self.extend, given[:count], past)
+            else:  # its own, not this one
+                outputs, present = _with_state(types.MethodType(type(self).forward, self), given[:count], past)
+            found = flat(outputs) or ()
+            if graph == "prefill":
+                found = tuple(value[:, -1] for value in found)
+            return *found, *(present[name] for name in names)
+
+        object.__setattr__(mine, "forward", types.MethodType(compute, mine))
+        return mine
+
+    def initial_values(self) -> Arrays:
+        """Of states that no single number fills, what one entry starts from."""
+        return {
+            state.name: self._initial[state.name].numpy() for state in self.states if isinstance(state.initial, str)
+        }
+
+    def start(self, batch: int) -> Arrays:
+        """The states before the first frame."""
+        return {name: value.numpy() for name, value in self._start(batch).items()}
+
+    def run(
+        self, frames: Mapping[str, np.ndarray], state: Mapping[str, np.ndarray] | None, module: Any, within: Any = None
+    ) -> tuple[Arrays, Arrays]:
+        """The outputs at every frame, step by step, and the state after the last.
+
+        Args:
+            frames: [batch, frames, ...] of every input.
+            state: before the first; None at the start.
+            module: computes them; the private copy in float32, or one in float64.
+            within: a context to compute in.
+        """
+        exact = module is not self._module
+        given = [torch.tensor(frames[spec.name]) for spec in self.inputs]
+        batch, length = given[0].shape[:2]
+        with torch.no_grad(), Float64() if exact else within or contextlib.nullcontext():
+            before = module.initial_state(batch) if state is None else _tensors(state)
+            if exact:
+                given, before = [_double(value) for value in given], {k: _double(v) for k, v in before.items()}
+            found: list[tuple[Tensor, ...]] = []
+            for t in range(length):
+                outputs, before = _with_state(module.step, [value[:, t] for value in given], before)
+                found.append(flat(outputs) or ())
+        stacked = (torch.stack(each, dim=1).numpy() for each in zip(*found, strict=True))
+        after = {state.name: before[state.name].numpy() for state in self.states}
+        return dict(zip(self.names, stacked, strict=True)), after
+
+    def examples(
+        self, graph: str, generator: np.random.Generator, exact: Any, draw_frames: Any, window: int
+    ) -> Iterator[tuple[Arrays, Arrays]]:
+        """Data sets of a graph, each from the state after the one before, as it was written."""
+        lengths = (1, 1, 1) if graph == "stream" else (window + 2, (window + 1) // 2)
+        state = self.start(2)
+        for length in lengths:
+            frames = draw_frames(generator, 2, length)
+            outputs, after = self.run(frames, state, exact)
+            present = {state.name: after[state.name].astype(state.dtype) for state in self.states}
+            given = {name: array[:, 0] if graph == "stream" else array for name, array in frames.items()}
+            last = {name: self._rounded(array[:, -1]) for name, array in outputs.items()}
+            yield (
+                {**given, **{f"past.{name}": value for name, value in state.items()}},
+                {**last, **{f"present.{name}": value for name, value in present.items()}},
+            )
+            state = present
+
+    def _rounded(self, array: np.ndarray) -> np.ndarray:
+        return array.astype(np.float32) if array.dtype == np.float64 else array
+
+    def _axes(self) -> tuple[str, str]:
+        """The symbols of the batch and of frames."""
+        firsts = {spec.shape[:2] for spec in self.sequences}
+        free = [size.symbol for size in next(iter(firsts)) if isinstance(size, Size)] if len(firsts) == 1 else []
+        if len(free) != 2 or free[0] is None or free[1] is None:
+            raise RequestError(
+                f"{type(self._module).__name__} has step and initial_state, so that its inputs are [batch, frames, "
+                f"...], both free; they are {', '.join(map(str, self.sequences))}; declare them in dynamic_shapes"
+            )
+        return free[0], free[1]
+
+    def _start(self, batch: int) -> State:
+        try:
+            with torch.no_grad():
+                state = self._module.initial_state(batch)
+        except Exception as error:  # whatever somebody's code raises
+            raise self._error(f"initial_state({batch}) fails: {type(error).__name__}: {error}") from error
+        if not isinstance(state, dict) or not state or not all(isinstance(v, Tensor) for v in state.values()):
+            raise self._error("initial_state gives no dict of tensors; give each tensor of the state a name")
+        odd = [name for name in state if not isinstance(name, str) or not name.isprintable() or not 0 < len(name) < 99]
+        if odd:
+            raise self._error(f"initial_state calls a tensor {odd[0]!r:.60}; give names of 1 to 98 printable letters")
+        found = {name: value.detach().contiguous() for name, value in state.items()}
+        for name, value in found.items():
+            if value.dtype in (torch.int64, torch.int32) and bool((value < 0).any()):
+                raise self._error(f"initial_state gives {name} negative integers; let it start from 0 or above")
+            if value.dtype not in _STATES or not value.dim() or value.shape[0] != batch:
+                raise self._error(
+                    f"initial_state({batch}) gives {name} as {str(value.dtype).removeprefix('torch.')} "
+                    f"{list(value.shape)}; a state is float32, int64 or int32, and its first axis the batch"
+                )
+        return found
+
+    def _check_entries(self) -> None:
+        """Refuses states that are not the same for every entry of a batch."""
+        for name, value in self._start(2).items():
+            if name not in self._initial or not torch.equal(value, self._initial[name].expand_as(value)):
+                raise self._error(f"initial_state(2) gives another {name} than initial_state(1); entries start alike")
+
+    def _check_step(self, frame: list[Tensor]) -> tuple[Tensor, ...]:
+        """The outputs of a step; refuses one that leaves other states than it was given."""
+        state = self._start(len(frame[0]))
+        try:
+            with torch.no_grad():
+                outputs, after = _with_state(self._module.step, frame, dict(state))
+        except Exception as error:  # whatever somebody's code raises
+            raise self._error(
+                f"step fails on the first frame of the example: {type(error).__name__}: {error}"
+            ) from error
+        found = flat(outputs)
+        if found is None or not isinstance(after, dict) or after.keys() != state.keys():
+            raise self._error("step should give a tensor or a flat tuple of them, and a state of the same names")
+        for name, value in after.items():
+            if (value.shape, value.dtype) != (state[name].shape, state[name].dtype):
+                raise self._error(
+                    f"step makes of the state {name} {list(state[name].shape)} one of {list(value.shape)} "
+                    f"{str(value.dtype).removeprefix('torch.')}; a state keeps its shape and type: keep a ring of the "
+                    "last frames in place of one that grows"
+                )
+        return found
+
+    def _way_to_extend(self) -> str | None:
+        if callable(getattr(self._module, "extend", None)):
+            return "extend"
+        takes_state = "state" in inspect.signature(type(self._module).forward).parameters
+        return "forward" if takes_state else None
+
+    def _error(self, problem: str) -> RequestError:
+        return RequestError(f"{type(self._module).__name__}: {problem}")
+
+
+def _with_state(function: Any, frames: Sequence[Tensor], state: State) -> Any:
+    """Calls what takes frames and a state, which comes last or by name."""
+    parameter = inspect.signature(function).parameters.get("state")
+    if parameter is not None and parameter.kind is parameter.KEYWORD_ONLY:
+        return function(*frames, state=state)
+    return function(*frames, state)
+
+
+def _of_a_frame(spec: InputSpec) -> InputSpec:
+    shape = (spec.shape[0], *spec.shape[2:])
+    # Of a mask along the frames, one frame is one number.
+    values = Values("integers", 2) if spec.values.kind == "mask" else spec.values
+    return dataclasses.replace(spec, shape=shape, values=values)
+
+
+def _specs(state: State, batch: str) -> tuple[StateSpec, ...]:
+    specs = []
+    for index, (name, value) in enumerate(state.items()):
+        first = value.flatten()[0].item() if value.numel() else 0.0
+        # A name may be no name of a file.
+        initial = first if bool((value == first).all()) else f"{_INITIAL}/{index}.pb"
+        dtype = str(value.dtype).removeprefix("torch.")
+        specs.append(StateSpec(name, dtype, (Size((batch,)), *value.shape[1:]), initial))
+    return tuple(specs)
+
+
+def _tensors(state: Mapping[str, np.ndarray]) -> State:
+    return {name: torch.tensor(value) for name, value in state.items()}
+
+
+def _double(value: Tensor) -> Tensor:
+    return value.double() if value.is_floating_point() else value
