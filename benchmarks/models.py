@@ -92,7 +92,7 @@ def measure(name: str, quick: bool, folder: Path) -> Measured:
     graph = bundle.manifest.graphs["window"]
     window, size = bundle.manifest.window_size, bundle.manifest.files[graph.model].size
     short = ee.bench(bundle, length=[window], against=["eager", "compile", "plain-onnx"], **one)
-    if graph.max_sequence is None:
+    if bundle.manifest.max_frames("window") is None:
         growth, longest = ee.bench(bundle, graph="window", length=lengths, against=["eager"], **one), bundle
     else:
         # A graph that is made for one window costs that window whatever it is given: one for each length.

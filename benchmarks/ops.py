@@ -118,14 +118,15 @@ def measure(case: Case, length: int, rounds: int | None) -> list[Result]:
     wide = {name: value.double() if isinstance(value, Tensor) else value for name, value in given.items()}
     exact = case.define(wide)
     abstract = abstract_of(case, given)
-    (chosen,) = (entry.value for entry in link(abstract, length).graph.node[0].metadata_props if entry.key == LOWERING)
+    (node, *_) = link(abstract, {"sequence": length}).graph.node
+    (chosen,) = (entry.value for entry in node.metadata_props if entry.key == LOWERING)
     calls: Calls = {}
     for body in case.bodies:
         if length > case.longest.get(body, length):
             continue
         with only(case, body):
             try:
-                linked = link(abstract, length)
+                linked = link(abstract, {"sequence": length})
             except CheckError:
                 # It computes other calls of the op.
                 continue

@@ -38,10 +38,10 @@ class SharedTraces:
         with mock.patch.object(tracing, "trace", self._trace):
             yield
 
-    def _trace(self, module: Any, inputs: Any, outputs: Any, opset: int, name: str) -> ir.Model:
+    def _trace(self, module: Any, inputs: Any, outputs: Any, opset: int, name: str, sizes: Any) -> ir.Model:
         key = (type(module), module.config, module.numerics, tuple(inputs), tuple(outputs), opset, name)
         if key not in self._known:
-            self._known[key] = self._traced(module, inputs, outputs, opset, name)
+            self._known[key] = self._traced(module, inputs, outputs, opset, name, sizes)
         known, places = self._known[key]
         model = known.clone()
         numbers = _numbers(module)

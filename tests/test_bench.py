@@ -26,11 +26,11 @@ from edifice_export.benchmark.footprint import footprint
 from edifice_export.benchmark.plan import Point, plan
 from edifice_export.benchmark.products import products
 from edifice_export.bundle.body_names import op_of
-from edifice_export.graph.trace import export_program
+from edifice_export.graph.capture import export_program
 from edifice_export.lowerings import LOWERINGS
 from edifice_export.programs import reference_model
 from edifice_export.programs.reference_model import reference_of
-from edifice_export.specification import TensorSpec
+from edifice_export.specification import InputSpec, shape_of
 from edifice_reference.models.registry import ARCHITECTURES
 from edifice_reference.ops.op import plain_definitions
 
@@ -73,7 +73,7 @@ def test_what_is_measured(bundle: ee.Bundle) -> None:
         base = report.find(result.graph, "products", threads=result.threads, batch=result.batch, length=result.length)
         assert base is not None
         assert result.ratio == result.median_ms / base.median_ms
-    assert (report.architecture, report.window, list(report.providers)) == ("hymba", 7, ["cpu"])
+    assert (report.program, report.window, list(report.providers)) == ("hymba", 7, ["cpu"])
     assert report.machine["torch"] == torch.__version__ or str(report.machine["torch"]) in torch.__version__
     assert report.notes == []
 
@@ -81,7 +81,7 @@ def test_what_is_measured(bundle: ee.Bundle) -> None:
 def test_the_default_is_varied_around_the_window(bundle: ee.Bundle) -> None:
     points = plan(bundle, "both", None, None, None, [])
     lengths = {point.length for point in points if point.graph == "window"}
-    limited = bundle.manifest.graphs["window"].max_sequence is not None
+    limited = bundle.manifest.max_frames("window") is not None
     assert lengths == ({7, 2} if limited else {7, 2, 28})
     assert {point.batch for point in points if point.graph == "stream"} == {1, 8}
     alone = plan(bundle, "both", None, None, None, ["compile"])
@@ -120,7 +120,7 @@ def test_products_are_the_dense_layers_that_the_input_passes(
         passed.append((weight.data_ptr(), x.numel() // x.shape[-1]))
 
     for point, rows in ((Point("window", 1, 2, 5), 10), (Point("stream", 1, 3, 1), 3), (Point("stream", 1, 1, 1), 1)):
-        found = products(subject, point, subject.input(point), tmp_path)
+        found = products(subject, point, *subject.inputs(point).values(), tmp_path)
         assert [contestant.name for contestant in found] == list(BARE[: 3 if rows == 1 else 2])
         with monkeypatch.context() as patched:
             patched.setattr(torch.nn.functional, "linear", multiply)
@@ -144,12 +144,13 @@ def test_products_are_the_dense_layers_that_the_input_passes(
 def test_a_stream_goes_on(bundle: ee.Bundle) -> None:
     """The same frame again and again, in the bare loop, as steps and in torch: outputs differ, for states do."""
     subject, point = Subject(bundle, ["cpu"]), Point("stream", 1, 2, 1)
-    frames = subject.input(point)
+    inputs = subject.inputs(point)
+    (frames,) = inputs.values()
     given: Any = torch.tensor(frames).double()[:, None].expand(-1, 6, -1)
     with torch.inference_mode():
         expected = subject.exact.forward_stream(given).numpy()
     eager = alternatives.alternatives(subject, subject.reference, point, frames, ["eager"], Path())
-    for contestant in [*contestants.bundle_contestants(subject, point, frames), *eager]:
+    for contestant in [*contestants.bundle_contestants(subject, point, inputs), *eager]:
         outputs = np.stack([np.asarray(contestant.run()).copy() for _ in range(6)], axis=1)
         np.testing.assert_allclose(outputs, expected, rtol=0, atol=1e-5)
     assert np.abs(expected[:, 5] - expected[:, 0]).max() > 1e-4
@@ -313,7 +314,7 @@ def test_what_is_not_there(capfd: Capture, bundle: ee.Bundle, tmp_path: Path, mo
 def test_plain_definitions_are_put_back(any_bundle: ee.Bundle) -> None:
     subject = Subject(any_bundle, ["cpu"])
     spec = any_bundle.manifest.graphs["window"].inputs[0]
-    spec = TensorSpec(spec.name, spec.dtype, (1, any_bundle.manifest.window_size, spec.shape[-1]))
+    spec = InputSpec(spec.name, spec.dtype, shape_of(1, any_bundle.manifest.window_size, spec.shape[-1]))
 
     def has_ops() -> bool:
         return any("edifice" in str(node.target) for node in export_program(subject.reference, [spec]).graph.nodes)

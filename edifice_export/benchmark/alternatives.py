@@ -19,14 +19,15 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch._inductor.config
-from torch import nn
 
+from edifice_reference.models.contract import ReferenceModel
 from edifice_reference.ops.op import plain_definitions
 
 from ..errors import RequestError
-from ..graph.trace import export_program, translate
+from ..graph.capture import export_program
+from ..graph.trace import translate
 from ..runtime.providers import open_session
-from ..specification import TensorSpec
+from ..specification import InputSpec
 from .contestants import Contestant, Subject, forward
 from .plan import Point
 
@@ -34,7 +35,7 @@ __all__ = ["alternatives"]
 
 
 def alternatives(
-    subject: Subject, reference: nn.Module, point: Point, frames: np.ndarray, against: Sequence[str], folder: Path
+    subject: Subject, reference: ReferenceModel, point: Point, frames: np.ndarray, against: Sequence[str], folder: Path
 ) -> list[Contestant]:
     """The alternatives that there are at a point, of those that were asked for.
 
@@ -55,9 +56,9 @@ def alternatives(
         run = forward(reference, point, torch.tensor(frames))
         found.append(Contestant("eager", torch.inference_mode()(run)))
     if point.graph == "window" and {"compile", "plain-onnx"} & set(against):
-        spec = TensorSpec("state_sequence", "float32", frames.shape)
+        spec = InputSpec("state_sequence", "float32", frames.shape)
         with plain_definitions():
-            program = export_program(reference, [spec])
+            program = export_program(next(reference.modules()), [spec])
         if "compile" in against:
             found.append(_compiled(program, frames))
         if "plain-onnx" in against:
@@ -85,7 +86,7 @@ def _compiled(program: torch.export.ExportedProgram, frames: np.ndarray) -> Cont
 def _plain_onnx(
     subject: Subject,
     program: torch.export.ExportedProgram,
-    spec: TensorSpec,
+    spec: InputSpec,
     point: Point,
     frames: np.ndarray,
     model: Path,

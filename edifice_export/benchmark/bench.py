@@ -15,9 +15,11 @@ from typing import Any
 
 import numpy as np
 
+from ..arguments import callback, words
 from ..bundle.bundle import Bundle, open_bundle
+from ..bundle.manifest import ARCHITECTURE
 from ..defaults import TOLERANCE
-from ..errors import CheckError, brief
+from ..errors import CheckError, RequestError, brief
 from ..machine import require_torch, torch_threads, why_no_torch
 from ..runtime.providers import ORT_ERRORS
 from ..verification.report import compare, describe_tolerance
@@ -53,8 +55,8 @@ def bench(
 ) -> BenchReport:
     """Measures the latency and throughput of a bundle's graphs on this machine.
 
-    The outputs of all that is timed are compared with the float64 reference first. Without torch there is no reference
-    and there are no products, and the report says so.
+    The outputs of all that is timed are compared with the float64 reference first. Without torch, and of somebody's
+    module, there is no reference and there are no products, and the report says so.
 
     Args:
         bundle: its folder.
@@ -75,12 +77,14 @@ def bench(
             work here, a number out of range.
         CheckError: the bundle is damaged, or an output is not what the reference gives.
     """
+    names, progress = words("providers", providers), callback("progress", progress)
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
-    names = [providers] if isinstance(providers, str) else list(providers)
     wanted = check_against(against)
     check_rounds(rounds)
     points = plan(opened, graph, threads, batch, length, wanted)
     if wanted:
+        if opened.manifest.program.kind != ARCHITECTURE:
+            raise RequestError(f"against {wanted[0]}: is for architectures, and {opened.path} is of somebody's module")
         require_torch(f"against {wanted[0]}")
     subject, results = Subject(opened, names), []
     for done, point in enumerate(points):
@@ -91,13 +95,15 @@ def bench(
     loosened = describe_tolerance(float(opened.manifest.parity.get("tolerance", TOLERANCE)))
     notes = [loosened] if loosened is not None else []
     notes += [f"passed over {name}: {reason}" for name, reason in model.passed_over.items()]
-    if without is not None:
+    if opened.manifest.program.kind != ARCHITECTURE:
+        notes.append("no products, and outputs not compared: this is somebody's module")
+    elif without is not None:
         notes.append(f"no products, and outputs not compared: torch can't be imported here ({without})")
     manifest = opened.manifest
     return BenchReport(
         bundle=str(opened.path),
-        architecture=manifest.architecture,
-        numerics=manifest.numerics,
+        program=manifest.program.name,
+        numerics=manifest.program.numerics,
         window=manifest.window_size,
         providers=model.placement,
         machine=machine(),
@@ -142,9 +148,10 @@ def take_turns(
 
 
 def _measure(subject: Subject, point: Point, against: Sequence[str], rounds: int | None) -> list[BenchResult]:
-    frames = subject.input(point)
+    inputs = subject.inputs(point)
+    frames = next(iter(inputs.values()))  # all that an architecture takes
     with torch_threads(point.threads), tempfile.TemporaryDirectory(prefix="edifice-export-") as folder:
-        contestants = bundle_contestants(subject, point, frames)
+        contestants = bundle_contestants(subject, point, inputs)
         if subject.reference is not None:
             from .products import products
 

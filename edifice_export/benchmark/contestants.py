@@ -18,13 +18,18 @@ import numpy as np
 import onnxruntime as ort
 
 from ..bundle.bundle import Bundle
+from ..bundle.manifest import ARCHITECTURE
 from ..machine import why_no_torch
+from ..runtime.arrays import batch_symbol
 from ..runtime.model import Model, load
 from ..runtime.providers import device_of, short_name
+from ..values import draw
 from .plan import Point
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
+
+    from edifice_reference.models.contract import ReferenceModel
 
 __all__ = ["Contestant", "Subject", "bundle_contestants", "forward"]
 
@@ -51,7 +56,7 @@ class Subject:
     """A bundle that is measured, and what contestants share: open models, and the reference where torch is here.
 
     Attributes:
-        reference: the reference model, float32; None without torch.
+        reference: the reference model of an architecture, float32; None without torch, or of somebody's module.
         frozen: the same with what no input changes as values, as the bundle's graphs have it.
         exact: the reference in float64.
     """
@@ -59,8 +64,8 @@ class Subject:
     def __init__(self, bundle: Bundle, providers: Sequence[str]) -> None:
         self.bundle, self.providers = bundle, list(providers)
         self._models: dict[int, Model] = {}
-        self.reference: nn.Module | None = None
-        if why_no_torch() is None:
+        self.reference: ReferenceModel | None = None
+        if why_no_torch() is None and bundle.manifest.program.kind == ARCHITECTURE:
             from ..programs.freeze import freeze
             from ..programs.reference_model import reference_of
 
@@ -74,57 +79,74 @@ class Subject:
             self._models[threads] = load(self.bundle, self.providers, threads)
         return self._models[threads]
 
-    def input(self, point: Point) -> np.ndarray:
-        """Random frames: float32 [batch, sequence, embed_dim], of a stream [batch, embed_dim]."""
-        width = int(self.bundle.manifest.options["embed_dim"])
-        shape = (point.batch, width) if point.graph == "stream" else (point.batch, point.length, width)
-        return np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    def inputs(self, point: Point) -> dict[str, np.ndarray]:
+        """Random inputs of the point's graph, by name, but for states."""
+        manifest, generator = self.bundle.manifest, np.random.default_rng(0)
+        specs, sizes = manifest.own_tensors(point.graph)[0], dict(manifest.sizes)
+        batch = batch_symbol(*manifest.own_tensors(point.graph))
+        if batch is not None:
+            sizes[batch] = point.batch
+        if manifest.frames is not None:
+            sizes[manifest.frames] = point.length
+        return {spec.name: draw(spec, sizes, generator) for spec in specs}
 
 
-def forward(model: nn.Module, point: Point, frames: Tensor) -> Callable[[], Tensor]:
+def forward(model: ReferenceModel, point: Point, frames: Tensor) -> Callable[[], Tensor]:
     """What gives the output of a torch model, run after run; of a stream, each goes on from the one before."""
     if point.graph == "window":
         return lambda: model(frames)
-    state = model.initial_state(point.batch)  # type: ignore[operator]
+    state = model.initial_state(point.batch)
 
     def on() -> Tensor:
         nonlocal state
-        output, state = model.extend(frames, state)  # type: ignore[operator]
+        output, state = model.extend(frames, state)
         return output if point.graph == "stream" else output[:, -1]
 
     return on
 
 
-def bundle_contestants(subject: Subject, point: Point, frames: np.ndarray) -> list[Contestant]:
+def bundle_contestants(subject: Subject, point: Point, given: Mapping[str, np.ndarray]) -> list[Contestant]:
     """`bundle`, and of a stream `step`."""
     model = subject.model(point.threads)
     entry = subject.bundle.manifest.graphs[point.graph]
     path, session = subject.bundle.file(entry.model), model.session_of(point.graph)
-    inputs = {entry.inputs[0].name: frames}
     if point.graph == "window":
-        return [Contestant("bundle", lambda: session.run(None, inputs)[0], path, inputs)]
-    inputs |= {f"past.{name}": value for name, value in subject.bundle.initial_state(point.batch).items()}
-    stream = model.stream(point.batch, history=0)
+        return [Contestant("bundle", lambda: session.run(None, given)[0], path, given)]
+    states = {f"past.{name}": value for name, value in subject.bundle.initial_state(point.batch).items()}
+    inputs = {**given, **states}
+    stream, frames = model.stream(point.batch, history=0), [*given.values()]
     if point.graph == "prefill":
-        return [Contestant("bundle", lambda: stream.prefill(frames), path, inputs)]
-    loop = _frame_loop(session, inputs, int(entry.outputs[0].shape[1]))
-    return [Contestant("bundle", loop, path, inputs), Contestant("step", lambda: stream.step(frames))]
+        return [Contestant("bundle", lambda: _first(stream.prefill(*frames)), path, inputs)]
+    outputs = {
+        spec.name: np.zeros([size if isinstance(size, int) else point.batch for size in spec.shape], spec.dtype)
+        for spec in stream.outputs
+    }
+    loop = _frame_loop(session, given, states, outputs)
+    return [Contestant("bundle", loop, path, inputs), Contestant("step", lambda: _first(stream.step(*frames)))]
+
+
+def _first(outputs: Any) -> Any:
+    return outputs[0] if isinstance(outputs, tuple) else outputs
 
 
 def _frame_loop(
-    session: ort.InferenceSession, inputs: Mapping[str, np.ndarray], hidden_size: int
+    session: ort.InferenceSession,
+    given: Mapping[str, np.ndarray],
+    states: Mapping[str, np.ndarray],
+    outputs: Mapping[str, np.ndarray],
 ) -> Callable[[], np.ndarray]:
-    """One frame after the other, as a program in any language would run the stream graph."""
+    """One frame after the other, as a program in any language would run the stream graph; gives the first output."""
     device = device_of(session)
-    (frame_name, frame), *states = inputs.items()
-    output = np.zeros((len(frame), hidden_size), np.float32)
-    given, result = ort.OrtValue.ortvalue_from_numpy(frame), ort.OrtValue.ortvalue_from_numpy(output)
-    sets = [{name: ort.OrtValue.ortvalue_from_numpy(value, device) for name, value in states} for _ in range(2)]
+    frames = {name: ort.OrtValue.ortvalue_from_numpy(value) for name, value in given.items()}
+    results = {name: ort.OrtValue.ortvalue_from_numpy(value) for name, value in outputs.items()}
+    sets = [{name: ort.OrtValue.ortvalue_from_numpy(value, device) for name, value in states.items()} for _ in range(2)]
 
     def bind(past: Mapping[str, ort.OrtValue], present: Mapping[str, ort.OrtValue]) -> ort.IOBinding:
         binding = session.io_binding()
-        binding.bind_ortvalue_input(frame_name, given)
-        binding.bind_ortvalue_output("output", result)
+        for name, value in frames.items():
+            binding.bind_ortvalue_input(name, value)
+        for name, value in results.items():
+            binding.bind_ortvalue_output(name, value)
         for name in past:
             binding.bind_ortvalue_input(name, past[name])
             binding.bind_ortvalue_output(name.replace("past.", "present.", 1), present[name])
@@ -141,6 +163,6 @@ def _frame_loop(
         session.run_with_iobinding(binding)
         binding.synchronize_outputs()
         turn = 1 - turn
-        return output
+        return next(iter(outputs.values()))
 
     return run

@@ -7,13 +7,13 @@ import math
 import os
 from collections.abc import Sequence
 
-from ..arguments import whole_number
+from ..arguments import several, text, whole_number, words
 from ..building.build import BUILDS
 from ..bundle.bundle import Bundle
+from ..bundle.manifest import ARCHITECTURE
 from ..errors import RequestError
 from ..machine import physical_memory
 from ..runtime.providers import MAX_THREADS
-from ..specification import BATCH
 
 __all__ = ["AGAINST", "PREFILL", "Point", "check_against", "check_rounds", "plan"]
 
@@ -69,19 +69,25 @@ def plan(
     slow = "compile" in against or "plain-onnx" in against
 
     def values(what: str, asked: Sequence[int] | None, default: Sequence[int], maximum: float = math.inf) -> list[int]:
-        given = default[: 1 if slow else None] if asked is None else asked
-        return [whole_number(what, value, 1, maximum) for value in dict.fromkeys(given)]
+        given = default[: 1 if slow else None] if asked is None else several(what, asked, "integers")
+        if not given:
+            raise RequestError(f"{what}: the list is empty; name at least one, or leave it out")
+        return list(dict.fromkeys(whole_number(what, value, 1, maximum) for value in given))
 
     threads = values("threads", threads, (1, min(os.cpu_count() or 1, _MAX_THREADS)), MAX_THREADS)
     batch = values("batch", batch, _BATCHES)
     points = []
+    if length is not None and bundle.manifest.frames is None:
+        sizes = ", ".join(f"{symbol} {size}" for symbol, size in bundle.manifest.sizes.items())
+        raise RequestError(f"length: this bundle has no frames; it is measured at {sizes}; leave it out")
     if "window" in wanted:
         length = values("length", length, _lengths(bundle))
         _check_length(bundle, max(length))
         points += _vary("window", threads, batch, length)
     if "stream" in wanted:
         points += _vary("stream", threads, batch, [1])
-        points.append(Point("prefill", threads[0], batch[0], PREFILL))
+        if "prefill" in bundle.manifest.graphs:
+            points.append(Point("prefill", threads[0], batch[0], PREFILL))
     for point in points:
         _check_memory(bundle, point)
     return points
@@ -93,10 +99,11 @@ def check_against(against: Sequence[str]) -> list[str]:
     Raises:
         RequestError: there is no such alternative.
     """
-    for name in against:
+    names = words("against", against)
+    for name in names:
         if name not in AGAINST:
             raise RequestError(f"against {name!r}: there is no such alternative; there are {', '.join(AGAINST)}")
-    return list(dict.fromkeys(against))
+    return list(dict.fromkeys(names))
 
 
 def check_rounds(rounds: int | None) -> None:
@@ -110,8 +117,7 @@ def check_rounds(rounds: int | None) -> None:
 
 
 def _graphs(bundle: Bundle, graph: str, length: Sequence[int] | None, against: Sequence[str]) -> list[str]:
-    if graph not in BUILDS:
-        raise RequestError(f"graph must be {', '.join(BUILDS)}, got {graph!r}")
+    text("graph", graph, BUILDS)
     there: list[str] = [name for name in ("window", "stream") if name in bundle.manifest.graphs]
     wanted = there if graph == "both" else [graph]
     for name in wanted:
@@ -126,13 +132,15 @@ def _graphs(bundle: Bundle, graph: str, length: Sequence[int] | None, against: S
 
 def _lengths(bundle: Bundle) -> list[int]:
     window = bundle.manifest.window_size
-    limited = bundle.manifest.graphs["window"].max_sequence is not None
+    if bundle.manifest.program.kind != ARCHITECTURE:
+        return [window]
+    limited = bundle.manifest.max_frames("window") is not None
     beyond = [] if limited or window > _LONG_WINDOW else [4 * window]
     return [window, math.ceil(window / 4), *beyond]
 
 
 def _check_length(bundle: Bundle, length: int) -> None:
-    limit = bundle.manifest.graphs["window"].max_sequence
+    limit = bundle.manifest.max_frames("window")
     if limit is not None and length > limit:
         raise RequestError(
             f"length {length}: this graph computes at most {limit} frames; ask for less, or build it with a larger "
@@ -142,9 +150,11 @@ def _check_length(bundle: Bundle, length: int) -> None:
 
 def _check_memory(bundle: Bundle, point: Point) -> None:
     """Refuses what would take more memory than there is; roughly, for no graph says how much it takes."""
-    options, memory = bundle.manifest.options, physical_memory()
+    options, memory = bundle.manifest.program.options, physical_memory()
+    if bundle.manifest.program.kind != ARCHITECTURE:
+        return  # of which nothing is known; the inputs are of the sizes of its example
     scores = _SCORES * options.get("num_heads", 0) * point.length if point.graph == "window" else 0
-    state = sum(math.prod(int(size) for size in spec.shape if size != BATCH) for spec in bundle.manifest.states)
+    state = sum(math.prod(spec.of(1)) for spec in bundle.manifest.states)
     numbers = point.length * (scores + _ACTIVATIONS * options["hidden_size"]) + (
         state if point.graph != "window" else 0
     )

@@ -42,7 +42,7 @@ def plot(report: BenchReport, path: Path) -> None:
     figure = new_figure(len(drawn), 1)
     for index, draw in enumerate(drawn):
         draw(figure.add_subplot(1, len(drawn), index + 1), report)
-    figure.suptitle(f"{report.architecture}, {report.numerics} numerics, {report.machine['cpu']}", fontsize=10)
+    figure.suptitle(f"{report.title}, {report.machine['cpu']}", fontsize=10)
     save(figure, path)
 
 

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from edifice_reference.models.contract import ReferenceModel
+
 from ..bundle.bundle import save_model
 from ..runtime.providers import open_session
 from .contestants import Contestant, Subject, forward
@@ -54,7 +56,7 @@ def products(subject: Subject, point: Point, frames: np.ndarray, folder: Path) -
     return [*found, Contestant("gemv", gemv)] if point.graph == "stream" and point.batch == 1 else found
 
 
-def _passed(model: nn.Module, point: Point, frames: Tensor) -> list[Layer]:
+def _passed(model: ReferenceModel, point: Point, frames: Tensor) -> list[Layer]:
     passed: list[tuple[nn.Linear, tuple[int, ...]]] = []
     hooks = [
         layer.register_forward_hook(lambda layer, given, _: passed.append((layer, tuple(given[0].shape))))

@@ -78,6 +78,8 @@ class BenchReport:
     """What bench measured.
 
     Attributes:
+        program: the architecture, or the module's class.
+        numerics: of an architecture.
         window: frames of one window.
         providers: that run nodes of the bundle's graph, by short name, and how many each.
         machine: what it was measured on.
@@ -86,13 +88,18 @@ class BenchReport:
     """
 
     bundle: str
-    architecture: str
-    numerics: str
+    program: str
+    numerics: str | None
     window: int
     providers: dict[str, int]
     machine: dict[str, str | int | None]
     notes: list[str]
     results: list[BenchResult]
+
+    @property
+    def title(self) -> str:
+        """What was measured, in a few words."""
+        return f"{self.program}, {self.numerics} numerics" if self.numerics is not None else self.program
 
     def find(self, graph: str, contestant: str, **sizes: int) -> BenchResult | None:
         """The first result of a graph and a contestant that has these sizes; None if there is none."""
