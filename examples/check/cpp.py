@@ -7,12 +7,16 @@ import importlib.util
 import json
 import os
 import platform
+import re
 import shutil
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from .damage import overflow
+from .handmade import write_handmade
 from .language import CheckError, Run, run
 
 __all__ = ["Cpp"]
@@ -27,6 +31,33 @@ _KNOWN_DIGESTS = (
     "cdc76e5c9914fb9281a1c7e284d73e67f1809a48a497200e046d39ccc7112cd0",  # a million times a
 )
 """FIPS 180-4's examples."""
+
+
+def _first_input(manifest: dict[str, Any], graph: str) -> dict[str, Any]:
+    entry: dict[str, Any] = manifest["graphs"][graph]["inputs"][0]
+    return entry
+
+
+def _widen(manifest: dict[str, Any], *graphs: str) -> None:
+    for graph in graphs:
+        _first_input(manifest, graph)["shape"][-1] += 1
+
+
+_LIES: tuple[tuple[str, Callable[[dict[str, Any]], object]], ...] = (
+    ("frames is 'time', which is none of the sizes", lambda manifest: manifest.update(frames="time")),
+    ("the size sequence is 0", lambda manifest: manifest["sizes"].update(sequence=0)),
+    ("the program's kind is 'service'", lambda manifest: manifest["program"].update(kind="service")),
+    ("the graphs are not window, stream and prefill", lambda manifest: manifest["graphs"].pop("stream")),
+    ("the prefill graph takes or gives other tensors", lambda manifest: manifest["states"].reverse()),
+    ("the window graph takes or gives other tensors", lambda manifest: manifest["graphs"]["window"].update(outputs=[])),
+    ("the prefill graph takes or gives other tensors", lambda manifest: _widen(manifest, "prefill")),
+    ("its tensors are not those in the manifest", lambda manifest: _widen(manifest, "stream", "prefill")),
+    ("a limit of batch is 0", lambda manifest: manifest["graphs"]["stream"]["limits"].update(batch=[0, None])),
+    ("holds 'float64', which no tensor does", lambda manifest: manifest["states"][0].update(dtype="float64")),
+    ("does not begin with the batch", lambda manifest: manifest["states"][0]["shape"].pop(0)),
+    ("the values of frame float32", lambda manifest: _first_input(manifest, "stream")["values"].update(kind="ids")),
+)
+"""What a manifest is refused with, and how it comes to that."""
 
 
 class Cpp:
@@ -62,7 +93,7 @@ class Cpp:
         return run([sample / self.name / "build" / "self_check", bundle, *arguments])
 
     def extra(self, sample: Path, bundle: Path) -> list[str]:
-        """SHA-256, allocations, damaged input and the whole self-check under sanitizers, and a folder to ship.
+        """SHA-256, allocations, damaged and wrong input, the whole self-check under sanitizers, and a folder to ship.
 
         Raises:
             CheckError: one failed.
@@ -78,9 +109,14 @@ class Cpp:
                 self._compile(copy, f"-DCMAKE_CXX_FLAGS={_SANITIZERS}", "-DCMAKE_BUILD_TYPE=RelWithDebInfo")
             lines = [_check_digests(extra), _check_allocations(extra, bundle)]
             lines += [_extra(extra, "magnitudes", bundle), *_check_damaged(extra, bundle, place / "bundle")]
+            handmade = write_handmade(place / "handmade", prefill=False)
+            with_prefill = write_handmade(place / "with_prefill", prefill=True)
             lines += [
+                _extra(extra, "handmade", handmade),
+                _check_lies(extra, bundle, place / "lies"),
                 _check_kernel(extra, bundle),
-                _check_sanitized(whole, bundle),
+                *(_check_sanitized(whole, each) for each in (bundle, handmade, with_prefill)),
+                self._check_readme(source, bundle, place / "readme"),
                 self._check_shipped(source, bundle, place),
             ]
         return lines
@@ -92,6 +128,16 @@ class Cpp:
         configure: list[str | Path] = ["cmake", "-S", source, "-B", build, f"-DONNXRUNTIME_ROOT={self._root}", *options]
         _must(run(configure), "CMake could not configure the C++ sample")
         _must(run(["cmake", "--build", build]), "the C++ sample does not compile")
+
+    def _check_readme(self, source: Path, bundle: Path, place: Path) -> str:
+        """The code in README.md is a program that runs."""
+        blocks = re.findall(r"^```cpp\n(.*?)^```$", (source / "README.md").read_text(encoding="utf-8"), re.M | re.S)
+        shutil.copytree(source, place / "cpp", ignore=shutil.ignore_patterns("build"))
+        shutil.copytree(bundle, place / "bundle")
+        (place / "cpp" / "main.cpp").write_text("\n".join(blocks), encoding="utf-8")
+        self._compile(place / "cpp")
+        _must(run([place / "cpp" / "build" / "self_check"], place / "cpp"), "the code in README.md does not run")
+        return f"the code in README.md runs: {len(blocks)} blocks"
 
     def _check_shipped(self, source: Path, bundle: Path, place: Path) -> str:
         """The installed folder, moved elsewhere, finds its library."""
@@ -220,6 +266,19 @@ def _check_damaged(source: Path, bundle: Path, copy: Path) -> list[str]:
     return [*lines, "a model that was changed, is missing or has a foreign file beside it is not opened"]
 
 
+def _check_lies(source: Path, bundle: Path, copy: Path) -> str:
+    """A manifest that promises what can't be, or what its models are not, is refused before a stream is made."""
+    shutil.copytree(bundle, copy)
+    manifest = copy / "manifest.json"
+    whole = manifest.read_text(encoding="utf-8")
+    for words, change in _LIES:
+        lying = json.loads(whole)
+        change(lying)
+        manifest.write_text(json.dumps(lying), encoding="utf-8")
+        _extra(source, "opening", copy, words)
+    return f"{len(_LIES)} manifests that promise what can't be are refused"
+
+
 def _check_kernel(source: Path, bundle: Path) -> str:
     """The bundle's layers call the kernel that is registered under their body's name, and it makes their states."""
     found = _extra(source, "kernel", bundle / "stream" / "model.onnx")
@@ -233,4 +292,4 @@ def _check_sanitized(source: Path, bundle: Path) -> str:
     _must(result, "the self-check fails under AddressSanitizer and UBSan")
     if result.stderr or json.loads(result.stdout)["ok"] is not True:
         raise CheckError(f"the self-check under AddressSanitizer and UBSan: {result.stderr or result.stdout}")
-    return "sanitized, self-check: no finding of AddressSanitizer, LeakSanitizer or UBSan"
+    return f"sanitized, self-check of {bundle.name}: no finding of AddressSanitizer, LeakSanitizer or UBSan"

@@ -193,8 +193,8 @@ int kernel(const std::filesystem::path& model) {
         const bool is_float = info.GetElementType() == ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
         std::memset(values[i].GetTensorMutableRawData(), 0, edifice::count(shape) * (is_float ? 4 : 8));
     }
-    const auto results =
-        session.Run(Ort::RunOptions{nullptr}, inputs.data(), values.data(), values.size(), outputs.data(), outputs.size());
+    const auto results = session.Run(Ort::RunOptions{nullptr}, inputs.data(), values.data(), values.size(),
+                                     outputs.data(), outputs.size());
     int quarters = 0;
     for (std::size_t i = 0; i < outputs.size(); ++i) {
         if (names[inputs.size() + i].find(".ssm") == std::string::npos) continue;
@@ -204,32 +204,48 @@ int kernel(const std::filesystem::path& model) {
     return 0;
 }
 
+// Whether a call is refused as a request, in these words.
+bool refuses_with(const std::function<void()>& call, const std::string& words) {
+    try {
+        call();
+    } catch (const edifice::RequestError& error) {
+        if (std::string(error.what()).find(words) != std::string::npos) return true;
+        std::fprintf(stderr, "expected '%s', got: %s\n", words.c_str(), error.what());
+        return false;
+    }
+    std::fprintf(stderr, "not refused with '%s'\n", words.c_str());
+    return false;
+}
+
+std::size_t width_of(const edifice::Model& model) {
+    return static_cast<std::size_t>(model.bundle().graph("stream").inputs[0].shape.back().number);
+}
+
+std::vector<float> floats(const edifice::Tensor& tensor) {
+    return {tensor.data<float>(), tensor.data<float>() + tensor.size()};
+}
+
 // Frames that no model takes leave the stream as it was, and escape codes reach no terminal.
 int magnitudes(const std::filesystem::path& folder) {
     edifice::Model model{edifice::Bundle{folder}};
     edifice::Stream stream(model), plain(model);
-    const std::size_t width = model.bundle().graph("stream").inputs[0].width();
+    const std::size_t width = width_of(model);
     const auto frame = [&](float value) { return std::vector<float>(width, value); };
     stream.step(frame(0.5f)), plain.step(frame(0.5f));
     int refused = 0;
     for (const float value : {3.4e38f, -3.4e38f, 1e30f, 1e19f, -1e18f, 1.001e12f, INFINITY, NAN}) {
-        const auto refuses = [&](const std::function<void(std::vector<float>)>& call, const std::string& place) {
-            std::vector<float> numbers(3 * width, 1.0f);
-            numbers[2 * width + 1] = value;
-            try {
-                call(numbers);
-            } catch (const edifice::RequestError& error) {
-                const std::string limit = std::isfinite(value) ? "numbers up to 1e12" : "finite numbers only";
-                const std::string said = error.what();
-                refused += said.find(limit) != said.npos && said.find(place) != said.npos ? 1 : 0;
-            }
-        };
-        refuses([&](const std::vector<float>& numbers) { stream.step(numbers.data() + 2 * width, width); }, "at 1;");
-        refuses([&](const std::vector<float>& numbers) { stream.prefill(numbers, 3); }, "in frame 2;");
-        refuses([&](const std::vector<float>& numbers) { model.run(numbers, 1, 3); }, "in frame 2;");
+        const std::string limit = std::isfinite(value) ? "numbers up to 1e12" : "give finite numbers only";
+        std::vector<float> numbers(3 * width, 1.0f);
+        numbers[2 * width + 1] = value;
+        const edifice::Numbers last(numbers.data() + 2 * width, width);
+        refused += refuses_with([&] { stream.step(last); }, " at [0, 1]; " + limit) ? 1 : 0;
+        refused += refuses_with([&] { stream.prefill(3, numbers); }, " at [0, 2, 1]; " + limit) ? 1 : 0;
+        const edifice::Shape shape{1, 3, static_cast<std::int64_t>(width)};
+        refused += refuses_with([&] { model({{numbers, shape}}); }, " at [0, 2, 1]; " + limit) ? 1 : 0;
     }
-    const bool same = stream.rewindable() == 1 && stream.step(frame(0.25f)) == plain.step(frame(0.25f));
-    stream.step(frame(edifice::kMaxMagnitude));
+    const bool same =
+        stream.rewindable() == 1 && floats(stream.step(frame(0.25f))[0]) == floats(plain.step(frame(0.25f))[0]);
+    stream.step(frame(static_cast<float>(edifice::kMaxMagnitude)));
     const std::string letters = " gr\xc3\xb6\xc3\x9f \xe4\xb8\x80";
     const std::string shown = edifice::printable("a\x1b[2J\x7f\n\xc2\x9b\xe2\x80\xae\xff" + letters);
     const bool plain_text = shown == "a\\x1b[2J\\x7f \\x9b\\u{202e}\\xff" + letters;
@@ -243,9 +259,10 @@ int magnitudes(const std::filesystem::path& folder) {
 int overflow(const std::filesystem::path& folder) {
     edifice::Model model{edifice::Bundle{folder}};
     edifice::Stream stream(model);
-    const std::vector<float> frame(model.bundle().graph("stream").inputs[0].width(), 0.5f);
-    const std::vector<std::function<void()>> calls{
-        [&] { model.run(frame, 1, 1); }, [&] { stream.step(frame); }, [&] { stream.prefill(frame, 1); }};
+    const std::vector<float> frame(width_of(model), 0.5f);
+    const edifice::Shape shape{1, 1, static_cast<std::int64_t>(frame.size())};
+    const std::vector<std::function<void()>> calls{[&] { model({{frame, shape}}); }, [&] { stream.step(frame); },
+                                                   [&] { stream.prefill(1, frame); }};
     for (const auto& call : calls) {
         try {
             call();
@@ -257,11 +274,112 @@ int overflow(const std::filesystem::path& folder) {
     return stream.rewindable() == 0 ? 0 : 1;
 }
 
+// Windows of handmade.py's bundle: what comes out by name and in order, and what is not taken.
+bool handmade_window(edifice::Model& model) {
+    std::vector<float> signal(12, 1.0f);  // of two entries with two frames
+    const std::vector<float> offset{0.5f, -0.25f, 0.0f};
+    std::vector<std::int64_t> kinds{4, 0, 1, 2};
+    std::vector<Ort::Float16_t> gain(6, Ort::Float16_t(2.0f));
+    const std::array<bool, 4> mask{false, true, true, true};
+    std::vector<std::int32_t> codes{4, 0, 1, 2, 3, 1};
+    const std::vector<std::int32_t> level{3};
+    const std::vector<std::int64_t> wide(6);
+    const std::vector<double> doubles(4);
+    using Inputs = std::map<std::string, edifice::Input>;
+    const Inputs inputs{{"signal", {signal, {2, 2, 3}}}, {"kinds", {kinds, {2, 2}}}, {"gain", {gain, {2, 3}}},
+                        {"mask", {mask, {2, 2}}},        {"codes", {codes, {2, 3}}}, {"level", {level, {}}},
+                        {"offset", {offset, {3}}}};
+    const auto named = model.run(inputs);
+    const auto ordered = model({{signal, {2, 2, 3}},
+                                {kinds, {2, 2}},
+                                {gain, {2, 3}},
+                                {mask, {2, 2}},
+                                {codes, {2, 3}},
+                                {level, {}},
+                                {offset, {3}}});
+    bool right = named.at("sums").data<float>()[0] == 7.25f && named.at("sums").data<float>()[3] == 5.25f;
+    right = right && named.at("square").data<Ort::Float16_t>()[5].ToFloat() == 4.0f;
+    right = right && named.at("flags").shape() == edifice::Shape{2, 3} && !named.at("flags").data<bool>()[2];
+    right = right && named.at("flags").data<bool>()[1] && named.at("flags").data<bool>()[5];
+    right = right && named.at("total").shape().empty() && *named.at("total").data<float>() == 20.0f;
+    right = right && *named.at("count").data<std::int64_t>() == 7 && ordered[5].data<std::int64_t>()[1] == 6;
+    right = right && ordered[6].data<std::int32_t>()[0] == 8;
+    right = refuses_with([&] { named.at("count").data<float>(); }, "int64 was read as float32") && right;
+    right = refuses_with([&] { model({{signal, {2, 2, 3}}}); }, "; got 1 inputs") && right;
+
+    const auto refuses = [&](const std::string& words, const std::function<void(Inputs&)>& change) {
+        Inputs changed = inputs;
+        change(changed);
+        right = refuses_with([&] { model.run(changed); }, words) && right;
+    };
+    const auto refuses_shape = [&](const std::string& words, const std::string& name, const edifice::Shape& shape) {
+        refuses(words, [&](Inputs& given) { given.at(name).shape = shape; });
+    };
+    refuses_shape("kinds: entries is 1, and 2 in what was given before", "kinds", {1, 4});
+    refuses_shape("signal has shape [2, 3, 2], and the model takes signal float32 [entries, time, 3]", "signal",
+                  {2, 3, 2});
+    refuses_shape("signal has shape [4, 3], and the model takes", "signal", {4, 3});
+    refuses_shape("mask has shape [0, 2], and the model takes", "mask", {0, 2});
+    refuses_shape("level has shape [1], and the model takes", "level", {1});
+    refuses_shape("signal: time is 1, and this model takes 2 or more", "signal", {4, 1, 3});
+    refuses_shape("signal: time is 10, and this model takes at most 9", "signal", {1, 10, 3});
+    refuses_shape("gain: width is 1, and this model takes 2 or more", "gain", {2, 1});
+    refuses_shape("gain has 6 numbers, and the model takes 8 (float16 [2, 4])", "gain", {2, 4});
+    refuses("codes holds int64, and the model takes int32", [&](Inputs& given) { given.at("codes").numbers = wide; });
+    refuses("there are float32, float16, int64", [&](Inputs& given) { given.at("codes").numbers = doubles; });
+    refuses("offset float32 [3]; got codes, gain", [](Inputs& given) { given.erase("mask"); });
+    refuses("mask, more, offset, signal", [](Inputs& given) { given.emplace("more", given.at("kinds")); });
+    codes[4] = 5;
+    refuses("codes holds 5 at [1, 1]; there are 0 to 4, give those", [](Inputs&) {});
+    codes[4] = 3;
+    kinds[2] = -1;
+    refuses("kinds holds -1 at [1, 0]; there are 0 to 4, give those", [](Inputs&) {});
+    kinds[2] = 1;
+    signal[5] = INFINITY;
+    refuses("signal holds inf at [0, 1, 2]; give finite numbers only", [](Inputs&) {});
+    signal[5] = 1.0f;
+    gain[4] = Ort::Float16_t(INFINITY);
+    refuses("gain holds inf at [1, 1]; give finite numbers only", [](Inputs&) {});
+    gain[4] = Ort::Float16_t(300.0f);  // whose square is none of float16
+    try {
+        model.run(inputs);
+    } catch (const edifice::CheckError& error) {
+        return right && std::string(error.what()).find("square is not finite") == 0;
+    }
+    return false;
+}
+
+// Its stream: two inputs, two outputs, no prefill graph, and states that start from a file, 0.5, 7 and 3.
+bool handmade_stream(edifice::Model& model) {
+    edifice::Stream stream(model, 2);
+    const std::vector<float> signal{1, 2, 3, 4, 5, 6}, score{5.125f, 5.9375f, 2.125f, 5.1875f};
+    const std::vector<std::int64_t> kinds{4, 1}, odd{4, 5};
+    const std::vector<edifice::Tensor>& found = stream.step(signal, kinds);
+    bool right = found.size() == 2 && std::equal(score.begin(), score.end(), found[0].data<float>());
+    right = right && found[1].data<std::int64_t>()[0] == 44 && found[1].data<std::int64_t>()[1] == 32;
+    right = refuses_with([&] { stream.step(signal, odd); }, "kinds holds 5 at [1]; there are 0 to 4") && right;
+    right = refuses_with([&] { stream.step(signal); }, "float32 [entries, 3], kinds int64 [entries]; got 1") && right;
+    right = refuses_with([&] { stream.step(kinds, signal); }, "signal holds int64, and the model takes") && right;
+    right = refuses_with([&] { stream.prefill(1, signal, kinds); }, "has no prefill graph") && right;
+    right = refuses_with([&] { model.call("prefill", {}); }, "has no prefill graph") && right;
+    stream.step(signal, kinds);
+    stream.step(signal, kinds);  // has seen 7 and three times 4, or 1, in steps from 3
+    const std::int64_t* const seen = found[1].data<std::int64_t>();
+    return right && seen[0] == 19 * 6 && seen[1] == 10 * 6 && stream.rewindable() == 3;
+}
+
+int handmade(const std::filesystem::path& folder) {
+    edifice::Model model{edifice::Bundle{folder}};
+    if (!handmade_window(model) || !handmade_stream(model)) return 1;
+    std::printf("tensors of five types, a stream of two inputs and outputs: right, and wrong calls are refused\n");
+    return 0;
+}
+
 // Calls of operator new in steps, snapshots, rewinds and restores: outside of ONNX Runtime's run, and within.
 void allocations(const std::filesystem::path& folder) {
     edifice::Model model{edifice::Bundle{folder}};
     edifice::Stream stream(model);
-    const std::vector<float> frame(model.bundle().graph("stream").inputs[0].width(), 0.5f);
+    const std::vector<float> frame(width_of(model), 0.5f);
     edifice::Snapshot mark;
     stream.step(frame);
     stream.snapshot(mark);
@@ -305,6 +423,7 @@ int main(int count, char** words) {
     if (task == "kernel" && count == 3) return kernel(words[2]);
     if (task == "opening" && count == 4) return opening(words[2], words[3]);
     if (task == "magnitudes" && count == 3) return magnitudes(words[2]);
+    if (task == "handmade" && count == 3) return handmade(words[2]);
     if (task == "overflow" && count == 3) return overflow(words[2]);
     if (task == "allocations" && count == 3) allocations(words[2]);
     return 0;

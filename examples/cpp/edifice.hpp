@@ -1,8 +1,9 @@
 // Runs bundles of edifice-export with ONNX Runtime: one header, C++17, needs nlohmann/json besides.
 //
 //   Bundle    manifest.json, and files whose size and SHA-256 are checked before they are used
-//   Model     window graph: frames [batch, sequence, embed_dim] -> output [batch, hidden_size]
+//   Model     window graph: all frames, or whatever else a module takes, at once
 //   Stream    stream and prefill graphs: one frame at a time, with a state to save, restore and rewind
+//   Tensor    what they give: numbers of float, Ort::Float16_t, std::int64_t, std::int32_t or bool
 //
 // Errors are exceptions. Calls that are refused change nothing.
 #pragma once
@@ -18,6 +19,8 @@
 #include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <iterator>
+#include <limits>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -25,6 +28,7 @@
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -68,7 +72,7 @@ struct Error : std::runtime_error {
     explicit Error(const std::string& message) : std::runtime_error(printable(message)) {}
 };
 
-/// The request can't be met: no such bundle or provider, a frame of another width. The caller's to correct.
+/// The request can't be met: no such bundle or provider, a tensor of another shape. The caller's to correct.
 struct RequestError : Error {
     using Error::Error;
 };
@@ -79,10 +83,12 @@ struct CheckError : Error {
 };
 
 using Shape = std::vector<std::int64_t>;
-constexpr std::int64_t kBatch = -1, kSequence = -2;  // sizes of a shape that the caller chooses
-constexpr int kSchema = 4;                           // of the manifests that this header reads
-constexpr int kOldestRuntime = 24;                   // ONNX Runtime 1.24: the first that is right on every graph
-constexpr float kMaxMagnitude = 1e12f;               // of numbers in frames, which models square: verified up to here
+using Sizes = std::map<std::string, std::int64_t>;  // what symbols stand for
+
+constexpr int kSchema = 5;                  // of the manifests that this header reads
+constexpr int kOldestRuntime = 24;          // ONNX Runtime 1.24: the first that is right on every graph
+constexpr double kMaxMagnitude = 1e12;      // of floats that models take, which may square them: verified up to here
+constexpr std::int64_t kMaxSize = 1 << 20;  // of what a graph is made for
 
 /// A path as UTF-8, for messages.
 inline std::string text(const std::filesystem::path& path) {
@@ -92,9 +98,22 @@ inline std::string text(const std::filesystem::path& path) {
 
 inline std::string text(const Shape& shape) {
     std::string result = "[";
-    for (const std::int64_t size : shape) {
-        result += result.size() > 1 ? ", " : "";
-        result += size == kBatch ? "batch" : size == kSequence ? "sequence" : std::to_string(size);
+    for (const std::int64_t size : shape) result += (result.size() > 1 ? ", " : "") + std::to_string(size);
+    return result + "]";
+}
+
+/// A size of a tensor in a manifest: a number, or free: a symbol or, of some outputs, an expression of symbols.
+struct Size {
+    std::int64_t number = 0;
+    std::string free;
+
+    bool operator==(const Size& other) const { return number == other.number && free == other.free; }
+};
+
+inline std::string text(const std::vector<Size>& shape) {
+    std::string result = "[";
+    for (const Size& size : shape) {
+        result += (result.size() > 1 ? ", " : "") + (size.free.empty() ? std::to_string(size.number) : size.free);
     }
     return result + "]";
 }
@@ -191,8 +210,128 @@ private:
     std::uint64_t total_ = 0;
 };
 
-/// Reads an ONNX TensorProto: float32 or int64, with its numbers in raw_data (little endian).
-inline Ort::Value parse_tensor(const std::string& bytes, const std::string& place) {
+/// What tensors may hold.
+struct Type {
+    ONNXTensorElementDataType code;  // the same number as in ONNX's files
+    const char* name;
+    std::size_t bytes;
+};
+
+constexpr std::array<Type, 5> kTypes{{{ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, "float32", 4},
+                                      {ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16, "float16", 2},
+                                      {ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64, "int64", 8},
+                                      {ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32, "int32", 4},
+                                      {ONNX_TENSOR_ELEMENT_DATA_TYPE_BOOL, "bool", sizeof(bool)}}};
+
+inline const Type& type_of(ONNXTensorElementDataType code) {
+    for (const Type& type : kTypes) {
+        if (type.code == code) return type;
+    }
+    throw RequestError("a tensor of ONNX's type " + std::to_string(static_cast<int>(code)) +
+                       "; there are float32, float16, int64, int32 and bool, take one of those");
+}
+
+/// Calls a function with a zero of a tensor's type, so that it is compiled for each.
+template <class Call>
+auto with_type(ONNXTensorElementDataType code, Call call) {
+    switch (type_of(code).code) {
+        case ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16: return call(Ort::Float16_t{});
+        case ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64: return call(std::int64_t{});
+        case ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32: return call(std::int32_t{});
+        case ONNX_TENSOR_ELEMENT_DATA_TYPE_BOOL: return call(bool{});
+        default: return call(float{});
+    }
+}
+
+inline double to_double(Ort::Float16_t number) { return double{number.ToFloat()}; }
+
+template <class T>
+double to_double(T number) {
+    return static_cast<double>(number);
+}
+
+/// Numbers of the caller's, row by row, which a call reads and does not keep: of a vector, an array, a Tensor.
+struct Numbers {
+    Numbers(ONNXTensorElementDataType type_code, const void* at, std::size_t how_many)
+        : type(type_code), data(at), size(how_many) {}
+
+    template <class T>
+    Numbers(const T* at, std::size_t how_many) : Numbers(Ort::TypeToTensorType<T>::type, at, how_many) {}
+
+    template <class Array, class = decltype(std::data(std::declval<const Array&>()))>
+    Numbers(const Array& array) : Numbers(std::data(array), std::size(array)) {}
+
+    ONNXTensorElementDataType type;
+    const void* data;
+    std::size_t size;
+};
+
+/// What a call of a Model takes.
+struct Input {
+    Numbers numbers;
+    Shape shape;
+};
+
+/// Numbers of one type and shape, row by row.
+class Tensor {
+public:
+    explicit Tensor(Ort::Value value) : value_(std::move(value)) {
+        const auto info = value_.GetTensorTypeAndShapeInfo();
+        type_ = info.GetElementType();
+        shape_ = info.GetShape();
+        size_ = info.GetElementCount();
+    }
+
+    /// Room for numbers that are to be written.
+    Tensor(ONNXTensorElementDataType type, const Shape& shape) : Tensor(allocate(type, shape)) {}
+
+    ONNXTensorElementDataType type() const { return type_; }
+    const Shape& shape() const { return shape_; }
+    std::size_t size() const { return size_; }
+    std::size_t byte_size() const { return size_ * type_of(type_).bytes; }
+    const Ort::Value& value() const { return value_; }
+
+    const void* bytes() const { return value_.GetTensorRawData(); }
+    void* bytes() { return value_.GetTensorMutableRawData(); }
+
+    /// Its size() numbers, as T must say what they are.
+    template <class T>
+    const T* data() const {
+        check<T>();
+        return static_cast<const T*>(bytes());
+    }
+
+    template <class T>
+    T* data() {
+        check<T>();
+        return static_cast<T*>(bytes());
+    }
+
+    operator Numbers() const { return {type_, bytes(), size_}; }
+    operator Input() const { return {*this, shape_}; }
+
+private:
+    static Ort::Value allocate(ONNXTensorElementDataType type, const Shape& shape) {
+        Ort::AllocatorWithDefaultOptions allocator;
+        return Ort::Value::CreateTensor(allocator, shape.data(), shape.size(), type);
+    }
+
+    template <class T>
+    void check() const {
+        const Type &asked = type_of(Ort::TypeToTensorType<T>::type), &held = type_of(type_);
+        if (asked.code == held.code) return;
+        throw RequestError(std::string("a tensor of ") + held.name + " was read as " + asked.name +
+                           "; read it as what it is");
+    }
+
+    Ort::Value value_;
+    ONNXTensorElementDataType type_ = ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
+    Shape shape_;
+    std::size_t size_ = 0;
+};
+
+/// Reads an ONNX TensorProto with its numbers in raw_data (little endian).
+inline Tensor parse_tensor(const std::string& bytes, const std::string& place) {
     const char *at = bytes.data(), *const end = at + bytes.size();
     const auto damaged = [&](const std::string& problem) {
         return CheckError("tensor " + place + ": " + problem + "; build or copy the bundle again");
@@ -208,7 +347,7 @@ inline Ort::Value parse_tensor(const std::string& bytes, const std::string& plac
         throw damaged("holds a number of more than 64 bits");
     };
     Shape shape;
-    std::uint64_t type = 0;
+    std::uint64_t code = 0;
     const char* raw = end;
     std::size_t size = 0;
     while (at != end) {
@@ -216,7 +355,7 @@ inline Ort::Value parse_tensor(const std::string& bytes, const std::string& plac
         if (wire == 0) {
             const std::uint64_t value = varint();
             if (field == 1) shape.push_back(static_cast<std::int64_t>(value));
-            if (field == 2) type = value;
+            if (field == 2) code = value;
             if (field == 14 && value != 0) throw damaged("keeps its numbers in another file");
             continue;
         }
@@ -231,37 +370,58 @@ inline Ort::Value parse_tensor(const std::string& bytes, const std::string& plac
         }
         at = next;
     }
-    constexpr std::uint64_t float32 = 1, int64 = 7;
-    if (type != float32 && type != int64) throw damaged("has data_type " + std::to_string(type) + ", and not 1 or 7");
-    const std::size_t width = type == float32 ? sizeof(float) : sizeof(std::int64_t);
-    std::size_t expected = width;
+    const auto type = std::find_if(kTypes.begin(), kTypes.end(),
+                                   [&](const Type& each) { return code == static_cast<std::uint64_t>(each.code); });
+    if (type == kTypes.end()) throw damaged("has the data_type " + std::to_string(code) + ", which no graph takes");
+    std::size_t expected = type->bytes;
     for (const std::int64_t each : shape) {
         if (each < 1 || expected > size / static_cast<std::size_t>(each))
             throw damaged("has another size than its shape");
         expected *= static_cast<std::size_t>(each);
     }
     if (expected != size) throw damaged("has another size than its shape");
-    Ort::AllocatorWithDefaultOptions allocator;
-    Ort::Value tensor = Ort::Value::CreateTensor(
-        allocator, shape.data(), shape.size(),
-        type == float32 ? ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT : ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64);
-    std::memcpy(tensor.GetTensorMutableRawData(), raw, size);
+    const bool is_bool = type->code == ONNX_TENSOR_ELEMENT_DATA_TYPE_BOOL;
+    if (is_bool && std::any_of(raw, end, [](char byte) { return byte != 0 && byte != 1; })) {
+        throw damaged("holds truths that are not 0 or 1");
+    }
+    Tensor tensor(type->code, shape);
+    std::memcpy(tensor.bytes(), raw, size);
     return tensor;
 }
+
+/// What an input may hold, and what the self-check draws it from.
+struct Values {
+    std::string kind = "normal";                          // normal, ids, integers or mask
+    std::int64_t below = 0;                               // of ids and integers: they are drawn from 0 and below it
+    double least = -kMaxMagnitude, most = kMaxMagnitude;  // beyond which numbers are refused
+};
 
 struct TensorSpec {
     std::string name;
     ONNXTensorElementDataType type = ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
-    Shape shape;
+    std::vector<Size> shape;
+    Values values;  // of an input
 
-    std::size_t width() const { return static_cast<std::size_t>(shape.back()); }
-
-    Shape sizes(std::int64_t batch, std::int64_t sequence = 1) const {
-        Shape result = shape;
-        for (std::int64_t& size : result) size = size == kBatch ? batch : size == kSequence ? sequence : size;
+    /// Its shape where its symbols stand for these numbers.
+    Shape at(const Sizes& sizes) const {
+        Shape result;
+        for (const Size& size : shape) result.push_back(size.free.empty() ? size.number : sizes.at(size.free));
         return result;
     }
+
+    /// Whether it is the same but for its name and values.
+    bool is_like(const TensorSpec& other) const { return type == other.type && shape == other.shape; }
 };
+
+inline std::string text(const TensorSpec& spec) {
+    return spec.name + " " + type_of(spec.type).name + " " + text(spec.shape);
+}
+
+inline std::string text(const std::vector<TensorSpec>& specs) {
+    std::string result;
+    for (const TensorSpec& spec : specs) result += (result.empty() ? "" : ", ") + text(spec);
+    return result;
+}
 
 /// What a stream carries from frame to frame: the graph reads past.<name> and gives present.<name>.
 struct StateSpec {
@@ -269,12 +429,24 @@ struct StateSpec {
     nlohmann::json initial;  // a number that fills it, or the file that holds it for one entry of the batch
 };
 
+/// The least and the most that a free size may be.
+struct Limits {
+    std::int64_t least = 1, most = std::numeric_limits<std::int64_t>::max();
+};
+
 struct GraphSpec {
     std::string model;
-    std::vector<TensorSpec> inputs, outputs;
+    std::vector<TensorSpec> inputs, outputs;   // its own, and then those of states
+    std::size_t states = 0;                    // how many it carries
     std::vector<std::string> test_data;        // folders
+    std::map<std::string, Limits> limits;      // by symbol
     std::optional<std::string> test_sequence;  // a folder
-    std::optional<std::int64_t> max_sequence;  // the most frames that it can compute
+
+    std::vector<TensorSpec> own_inputs() const { return {inputs.begin(), inputs.end() - carried()}; }
+    std::vector<TensorSpec> own_outputs() const { return {outputs.begin(), outputs.end() - carried()}; }
+
+private:
+    std::ptrdiff_t carried() const { return static_cast<std::ptrdiff_t>(states); }
 };
 
 /// A bundle on disk. Nothing in it is trusted before it was checked.
@@ -294,20 +466,28 @@ public:
     }
 
     std::filesystem::path path;
-    std::string architecture;
-    std::string weights;  // SHA-256 of the model's weights: whose states these are
-    std::int64_t window_size = 0;
+    std::string program;  // name of the architecture, or of the module's class
+    bool is_module = false;
+    std::string weights;                      // SHA-256 of the model's weights: whose states these are
+    Sizes sizes;                              // what graphs are made for; other numbers will do
+    std::string frames;                       // the symbol of frames, empty where there are none
     std::map<std::string, GraphSpec> graphs;  // window, stream and prefill, or a part of them
     std::vector<StateSpec> states;
+
+    /// Frames that the model was made for at once; 1 where there are no frames.
+    std::int64_t window_size() const { return frames.empty() ? 1 : sizes.at(frames); }
 
     bool has(const std::string& graph) const { return graphs.count(graph) != 0; }
 
     const GraphSpec& graph(const std::string& name) const {
         const auto found = graphs.find(name);
-        if (found == graphs.end()) {
-            throw RequestError(place() + "has no " + name + " graph; build it with --graph both");
+        if (found != graphs.end()) return found->second;
+        std::string remedy = "build it with --graph both";
+        if (is_module && name == "stream") {
+            remedy = "its module has no step(*frame, state) and initial_state(batch); give it both and export it again";
         }
-        return found->second;
+        if (is_module && name == "prefill") remedy = "use step";
+        throw RequestError(place() + "has no " + name + " graph; " + remedy);
     }
 
     /// Where a file is, once it was found to have the size and SHA-256 of the manifest.
@@ -335,7 +515,7 @@ public:
         for (const auto& [name, file] : files_) check(name, file);
     }
 
-    Ort::Value tensor(const std::string& name) const {
+    Tensor tensor(const std::string& name) const {
         checked(name);
         return parse_tensor(load(name), text(path / name));
     }
@@ -398,64 +578,129 @@ private:
         for (const auto& [name, entry] : manifest.at("files").items()) {
             files_[inside(name)] = {entry.at("size").get<std::uint64_t>(), entry.at("sha256").get<std::string>()};
         }
-        architecture = manifest.at("architecture").get<std::string>();
-        const auto reference = files_.find(inside(manifest.at("reference").get<std::string>()));
-        if (reference == files_.end()) throw damaged("the reference is not listed under files");
-        weights = reference->second.sha256;
-        window_size = parse_frames(manifest.at("options").at("window_size"), "window_size");
-        for (const nlohmann::json& entry : manifest.at("states")) {
-            states.push_back({parse_tensor_spec(entry), entry.at("initial")});
-            const nlohmann::json& initial = states.back().initial;
-            if (initial.is_string()) {
-                inside(initial.get<std::string>());
-                continue;
-            }
-            const bool is_float = states.back().tensor.type == ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
-            const bool sound = is_float ? initial.is_number() && std::abs(initial.get<double>()) <= 0x1p127
-                                        : initial.is_number_integer() && initial >= 0;
-            if (!sound) throw damaged("a state starts from " + initial.dump());
+        program = manifest.at("program").at("name").get<std::string>();
+        const std::string kind = manifest.at("program").at("kind").get<std::string>();
+        is_module = kind == "module";
+        if (!is_module && kind != "architecture") throw damaged("the program's kind is '" + kind + "'");
+        weights = parse_weights(manifest);
+        for (const auto& [symbol, size] : manifest.at("sizes").items()) {
+            sizes[symbol] = whole(size, 1, kMaxSize, "the size " + symbol);
         }
-        for (const auto& [name, entry] : manifest.at("graphs").items()) {
-            const GraphSpec spec = parse_graph(entry);
-            const Shape free = name == "stream" ? Shape{kBatch} : Shape{kBatch, kSequence};
-            const std::size_t carried = name == "window" ? 0 : states.size();
-            if (!is_signature(spec.inputs, free, "past.", carried) ||
-                !is_signature(spec.outputs, {kBatch}, "present.", carried)) {
-                throw damaged("the " + name + " graph takes or gives other tensors than such a graph does");
-            }
-            graphs[name] = spec;
+        if (const nlohmann::json& symbol = manifest.at("frames"); !symbol.is_null()) {
+            frames = symbol.get<std::string>();
+            if (sizes.count(frames) == 0) throw damaged("frames is '" + frames + "', which is none of the sizes");
         }
-        if (has("stream") != has("prefill") || graphs.size() != (has("window") ? 1u : 0u) + (has("stream") ? 2u : 0u)) {
+        for (const nlohmann::json& entry : manifest.at("states")) states.push_back(parse_state(entry));
+        for (const auto& [name, entry] : manifest.at("graphs").items()) graphs[name] = parse_graph(name, entry);
+        check_graphs();
+    }
+
+    std::string parse_weights(const nlohmann::json& manifest) const {
+        const nlohmann::json& reference = manifest.at("reference");
+        if (reference.is_null()) return manifest.at("weights").at("sha256").get<std::string>();  // of a module
+        const auto found = files_.find(inside(reference.get<std::string>()));
+        if (found == files_.end()) throw damaged("the reference is not listed under files");
+        return found->second.sha256;
+    }
+
+    StateSpec parse_state(const nlohmann::json& entry) const {
+        StateSpec state{parse_tensor_spec(entry), entry.at("initial")};
+        const auto type = state.tensor.type;
+        const nlohmann::json& initial = state.initial;
+        if (state.tensor.shape.empty() || state.tensor.shape[0].free.empty()) {
+            throw damaged("the state " + text(state.tensor) + " does not begin with the batch");
+        }
+        if (initial.is_string()) {
+            inside(initial.get<std::string>());
+        } else if (type == ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT) {
+            if (!initial.is_number() || !(std::abs(initial.get<double>()) <= 0x1p127)) {
+                throw damaged("a state starts from " + initial.dump());
+            }
+        } else if (type == ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64 || type == ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32) {
+            const bool wide = type == ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64;
+            whole(initial, 0, wide ? std::int64_t{1} << 62 : (std::int64_t{1} << 31) - 1, "what a state starts from");
+        } else {
+            throw damaged("the state " + text(state.tensor) + " is not float32, int64 or int32");
+        }
+        return state;
+    }
+
+    /// Refuses graphs that take or give something else than graphs of their names do.
+    void check_graphs() const {
+        const std::size_t known = graphs.count("window") + graphs.count("stream") + graphs.count("prefill");
+        if (graphs.empty() || graphs.size() != known || has("stream") == states.empty() ||
+            (has("prefill") && (!has("stream") || frames.empty()))) {
             throw damaged("the graphs are not window, stream and prefill, or a part of them");
         }
-    }
-
-    /// Whether tensors are one of numbers, with these free sizes before its width, and then the states.
-    bool is_signature(const std::vector<TensorSpec>& tensors, Shape first, const std::string& prefix,
-                      std::size_t carried) const {
-        if (tensors.size() != 1 + carried || tensors[0].type != ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT) return false;
-        first.push_back(tensors[0].shape.back());
-        bool same = tensors[0].shape == first && first.back() > 0;
-        for (std::size_t i = 0; i < carried; ++i) {
-            const TensorSpec &found = tensors[i + 1], &state = states[i].tensor;
-            same = same && found.name == prefix + state.name && found.type == state.type &&
-                   found.shape == state.shape && state.shape[0] == kBatch &&
-                   std::all_of(state.shape.begin() + 1, state.shape.end(), [](std::int64_t size) { return size > 0; });
+        for (const auto& [name, graph] : graphs) {
+            for (const TensorSpec& input : graph.inputs) {
+                for (const Size& size : input.shape) {
+                    if (!size.free.empty() && sizes.count(size.free) == 0) throw not_such(name);
+                }
+            }
+            if (name != "window" && !carries_states(name, graph)) throw not_such(name);
         }
-        return same;
+        if (has("prefill") && !takes_frames_of(graph("stream"), graph("prefill"))) throw not_such("prefill");
     }
 
-    GraphSpec parse_graph(const nlohmann::json& entry) const {
+    CheckError not_such(const std::string& name) const {
+        return damaged("the " + name + " graph takes or gives other tensors than such a graph does");
+    }
+
+    /// Whether its last tensors are the states, and all are of the batch; what prefill takes is of frames then.
+    bool carries_states(const std::string& name, const GraphSpec& graph) const {
+        const Size batch = states[0].tensor.shape[0];
+        const auto sized = [](const TensorSpec& tensor, const std::vector<Size>& first) {
+            return tensor.shape.size() >= first.size() &&
+                   std::equal(first.begin(), first.end(), tensor.shape.begin()) &&
+                   std::all_of(tensor.shape.begin() + static_cast<std::ptrdiff_t>(first.size()), tensor.shape.end(),
+                               [](const Size& size) { return size.free.empty(); });
+        };
+        const auto sound = [&](const std::vector<TensorSpec>& tensors, const std::vector<Size>& first,
+                               const std::string& prefix) {
+            const std::size_t own = tensors.size() - states.size();
+            for (std::size_t i = 0; i < tensors.size(); ++i) {
+                if (!sized(tensors[i], i < own ? first : std::vector<Size>{batch})) return false;
+                if (i < own) continue;
+                const TensorSpec& state = states[i - own].tensor;
+                if (tensors[i].name != prefix + state.name || !tensors[i].is_like(state)) return false;
+            }
+            return true;
+        };
+        const std::vector<Size> one{batch}, several{batch, Size{0, frames}};
+        return sound(graph.inputs, name == "prefill" ? several : one, "past.") && sound(graph.outputs, one, "present.");
+    }
+
+    /// Whether a prefill graph takes what a stream graph takes, with frames, and gives the same.
+    static bool takes_frames_of(const GraphSpec& stream, const GraphSpec& prefill) {
+        std::vector<TensorSpec> pieces = prefill.own_inputs();
+        for (TensorSpec& each : pieces) each.shape.erase(each.shape.begin() + 1);
+        const auto like = [](const std::vector<TensorSpec>& some, const std::vector<TensorSpec>& others) {
+            return std::equal(some.begin(), some.end(), others.begin(), others.end(),
+                              [](const TensorSpec& one, const TensorSpec& other) { return one.is_like(other); });
+        };
+        return like(stream.own_inputs(), pieces) && like(stream.own_outputs(), prefill.own_outputs());
+    }
+
+    GraphSpec parse_graph(const std::string& name, const nlohmann::json& entry) const {
         GraphSpec spec;
         spec.model = inside(entry.at("model").get<std::string>());
-        for (const nlohmann::json& tensor : entry.at("inputs")) spec.inputs.push_back(parse_tensor_spec(tensor));
+        for (const nlohmann::json& tensor : entry.at("inputs")) {
+            spec.inputs.push_back(parse_tensor_spec(tensor));
+            spec.inputs.back().values = parse_values(tensor.at("values"), spec.inputs.back());
+        }
         for (const nlohmann::json& tensor : entry.at("outputs")) spec.outputs.push_back(parse_tensor_spec(tensor));
+        spec.states = name == "window" ? 0 : states.size();
+        if (std::min(spec.inputs.size(), spec.outputs.size()) <= spec.states) throw not_such(name);
         for (const nlohmann::json& folder : entry.at("test_data")) {
             spec.test_data.push_back(inside(folder.get<std::string>()));
         }
         if (spec.test_data.empty()) throw damaged("'" + spec.model + "' has no test data");
-        if (const nlohmann::json& limit = entry.at("max_sequence"); !limit.is_null()) {
-            spec.max_sequence = parse_frames(limit, "max_sequence");
+        for (const auto& [symbol, bounds] : entry.at("limits").items()) {
+            Limits& limits = spec.limits[symbol];
+            const std::string place = "a limit of " + symbol;
+            limits.least = whole(bounds.at(0), 1, limits.most, place);
+            if (!bounds.at(1).is_null()) limits.most = whole(bounds.at(1), limits.least, limits.most, place);
         }
         if (const nlohmann::json& sequence = entry.at("test_sequence"); !sequence.is_null()) {
             spec.test_sequence = inside(sequence.at("folder").get<std::string>());
@@ -463,30 +708,52 @@ private:
         return spec;
     }
 
-    /// A number of frames, within what edifice-export makes.
-    std::int64_t parse_frames(const nlohmann::json& entry, const std::string& name) const {
-        constexpr std::int64_t most = 8192;
-        const auto frames = entry.get<std::int64_t>();
-        if (frames < 1 || frames > most) {
-            throw damaged(name + " is " + entry.dump() + ", and not 1 to " + std::to_string(most));
+    /// A whole number within bounds.
+    std::int64_t whole(const nlohmann::json& entry, std::int64_t least, std::int64_t most,
+                       const std::string& place) const {
+        const std::int64_t number = entry.is_number_integer() ? entry.get<std::int64_t>() : least - 1;
+        if (number < least || number > most) {
+            throw damaged(place + " is " + entry.dump() + ", and not " + std::to_string(least) + " to " +
+                          std::to_string(most));
         }
-        return frames;
+        return number;
+    }
+
+    Values parse_values(const nlohmann::json& entry, const TensorSpec& spec) const {
+        Values values;
+        values.kind = entry.at("kind").get<std::string>();
+        const bool bounded = values.kind == "ids" || values.kind == "integers";
+        const bool is_float =
+            spec.type == ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT || spec.type == ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16;
+        const bool known = is_float ? values.kind == "normal" : bounded || values.kind == "mask";
+        if (!known || entry.at("below").is_null() == bounded) {
+            throw damaged("the values of " + text(spec) + " are " + entry.dump());
+        }
+        if (bounded) {
+            values.below = whole(entry.at("below"), 1, std::int64_t{1} << 53, "what the values of an input are below");
+        }
+        if (!is_float) {
+            constexpr double infinity = std::numeric_limits<double>::infinity();
+            const bool ids = values.kind == "ids";
+            values.least = ids ? 0 : -infinity;
+            values.most = ids ? static_cast<double>(values.below - 1) : infinity;
+        }
+        return values;
     }
 
     TensorSpec parse_tensor_spec(const nlohmann::json& entry) const {
         TensorSpec spec;
         spec.name = entry.at("name").get<std::string>();
         const std::string dtype = entry.at("dtype").get<std::string>();
-        if (dtype == "float32") spec.type = ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
-        if (dtype == "int64") spec.type = ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64;
+        const auto type =
+            std::find_if(kTypes.begin(), kTypes.end(), [&](const Type& each) { return dtype == each.name; });
+        if (type == kTypes.end()) throw damaged("'" + spec.name + "' holds '" + dtype + "', which no tensor does");
+        spec.type = type->code;
         for (const nlohmann::json& size : entry.at("shape")) {
-            spec.shape.push_back(size == "batch" ? kBatch : size == "sequence" ? kSequence : size.get<std::int64_t>());
-        }
-        const bool sized = std::all_of(spec.shape.begin(), spec.shape.end(), [](std::int64_t size) {
-            return size > 0 || size == kBatch || size == kSequence;
-        });
-        if (spec.type == ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED || spec.shape.empty() || !sized) {
-            throw damaged("'" + spec.name + "' is " + dtype + " " + entry.at("shape").dump());
+            const std::string place = "a size of '" + spec.name + "'";
+            if (size == "") throw damaged(place + " is a text of no letters");
+            spec.shape.push_back(size.is_string() ? Size{0, size.get<std::string>()}
+                                                  : Size{whole(size, 1, std::int64_t{1} << 40, place), ""});
         }
         return spec;
     }
@@ -503,43 +770,108 @@ private:
     std::map<std::string, File> files_;
 };
 
-inline void check_count(const std::string& name, std::int64_t value) {
-    if (value < 1) throw RequestError(name + " is " + std::to_string(value) + "; give 1 or more");
+/// A place in a tensor, such as [0, 2].
+inline std::string place_of(std::size_t index, const Shape& shape) {
+    Shape place(shape.size());
+    for (std::size_t axis = shape.size(); axis-- > 0; index /= static_cast<std::size_t>(shape[axis])) {
+        place[axis] = static_cast<std::int64_t>(index % static_cast<std::size_t>(shape[axis]));
+    }
+    return text(place);
 }
 
-/// Refuses numbers that are not of this shape, not finite, or beyond kMaxMagnitude.
-inline void check_numbers(const std::string& name, const float* numbers, std::size_t size, const Shape& shape) {
-    if (size != count(shape)) {
-        throw RequestError(name + " has " + std::to_string(size) + " numbers, and the model takes " +
-                           std::to_string(count(shape)) + " (float32 " + text(shape) + "); give frames of its width");
+/// Refuses numbers that are not of an input's type and this shape, not finite, beyond kMaxMagnitude, or no ids.
+inline void check_numbers(const TensorSpec& spec, const Numbers& given, const Shape& shape) {
+    const Type &wanted = type_of(spec.type), &found = type_of(given.type);
+    if (found.code != wanted.code) {
+        throw RequestError(spec.name + " holds " + found.name + ", and the model takes " + wanted.name +
+                           "; convert it");
     }
-    for (std::size_t i = 0; i < size; ++i) {
-        if (std::abs(numbers[i]) <= kMaxMagnitude) continue;  // a NaN is not
-        char value[32];
-        std::snprintf(value, sizeof value, "%g", static_cast<double>(numbers[i]));
-        const auto width = static_cast<std::size_t>(shape.back());
-        const std::size_t frame = shape.size() == 3 ? i / width % static_cast<std::size_t>(shape[1]) : 0;
-        throw RequestError(name + " holds " + value + " at " + std::to_string(i) +
-                           (shape.size() == 3 ? " in frame " + std::to_string(frame) : "") +
-                           (std::isfinite(numbers[i]) ? "; numbers up to 1e12 are taken, beyond which float32 may "
-                                                        "overflow; scale or mend the input"
-                                                      : "; give finite numbers only"));
+    if (given.size != count(shape)) {
+        throw RequestError(spec.name + " has " + std::to_string(given.size) + " numbers, and the model takes " +
+                           std::to_string(count(shape)) + " (" + wanted.name + " " + text(shape) +
+                           "); give as many as its shape holds");
+    }
+    const Values& values = spec.values;
+    with_type(spec.type, [&](auto zero) {
+        const auto* const numbers = static_cast<const decltype(zero)*>(given.data);
+        for (std::size_t i = 0; i < given.size; ++i) {
+            const double number = to_double(numbers[i]);
+            if (number >= values.least && number <= values.most) continue;  // a NaN is not
+            char shown[32];
+            std::snprintf(shown, sizeof shown, values.kind == "ids" ? "%.0f" : "%g", number);
+            throw RequestError(spec.name + " holds " + shown + " at " + place_of(i, shape) + "; " +
+                               (values.kind == "ids"
+                                    ? "there are 0 to " + std::to_string(values.below - 1) + ", give those"
+                                : std::isfinite(number)
+                                    ? "numbers up to 1e12 are taken, beyond which float32 may overflow; scale or mend "
+                                      "the input"
+                                    : "give finite numbers only"));
+        }
+    });
+}
+
+/// Refuses a free size that is beyond its limits.
+inline void check_limits(const GraphSpec& graph, const std::string& name, const std::string& symbol,
+                         std::int64_t size) {
+    const auto found = graph.limits.find(symbol);
+    const Limits limits = found == graph.limits.end() ? Limits{} : found->second;
+    if (size >= limits.least && size <= limits.most) return;
+    throw RequestError(
+        name + ": " + symbol + " is " + std::to_string(size) + ", and this model takes " +
+        (size < limits.least ? std::to_string(limits.least) + " or more" : "at most " + std::to_string(limits.most)));
+}
+
+/// Refuses inputs that are not what a graph takes.
+inline void check_inputs(const GraphSpec& graph, const std::vector<Input>& inputs) {
+    if (inputs.size() != graph.inputs.size()) {
+        throw RequestError("the model takes " + text(graph.inputs) + "; got " + std::to_string(inputs.size()) +
+                           " inputs");
+    }
+    Sizes sizes;
+    for (std::size_t i = 0; i < inputs.size(); ++i) {
+        const TensorSpec& spec = graph.inputs[i];
+        const Shape& shape = inputs[i].shape;
+        if (!std::equal(spec.shape.begin(), spec.shape.end(), shape.begin(), shape.end(),
+                        [](const Size& size, std::int64_t found) {
+                            return size.free.empty() ? size.number == found : found > 0;
+                        })) {
+            throw RequestError(spec.name + " has shape " + text(shape) + ", and the model takes " + text(spec) +
+                               "; give that");
+        }
+        for (std::size_t axis = 0; axis < shape.size(); ++axis) {
+            const std::string& symbol = spec.shape[axis].free;
+            if (symbol.empty()) continue;
+            const std::int64_t known = sizes.emplace(symbol, shape[axis]).first->second;
+            if (known != shape[axis]) {
+                throw RequestError(spec.name + ": " + symbol + " is " + std::to_string(shape[axis]) + ", and " +
+                                   std::to_string(known) + " in what was given before; give the same everywhere");
+            }
+            check_limits(graph, spec.name, symbol, shape[axis]);
+        }
+        check_numbers(spec, inputs[i].numbers, shape);
     }
 }
 
-/// Refuses an output that is not finite.
-inline void check_output(const std::string& name, const std::vector<float>& output, const char* consequence) {
-    for (const float number : output) {
-        if (std::isfinite(number)) continue;
-        throw CheckError(name + " is not finite: float32 overflows in this model on these frames" + consequence +
-                         "; scale them down, or mend the weights");
+/// Refuses outputs that are not finite.
+inline void check_finite(const std::vector<TensorSpec>& specs, const std::vector<Tensor>& outputs,
+                         const char* consequence) {
+    for (std::size_t i = 0; i < outputs.size(); ++i) {
+        const bool finite = with_type(outputs[i].type(), [&](auto zero) {
+            const auto* const numbers = outputs[i].data<decltype(zero)>();
+            return std::all_of(numbers, numbers + outputs[i].size(),
+                               [](auto number) { return std::isfinite(to_double(number)); });
+        });
+        if (finite) continue;
+        throw CheckError(specs[i].name + " is not finite: float32 overflows in this model on these frames" +
+                         consequence + "; scale them down, or mend the weights");
     }
 }
 
-/// A tensor that is no copy of these numbers: they must outlive it.
-inline Ort::Value tensor_over(float* numbers, const Shape& shape) {
+/// A tensor that is no copy of these numbers, and is only read: they must outlive it.
+inline Ort::Value view(const Numbers& numbers, const Shape& shape) {
     const auto memory = Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault);
-    return Ort::Value::CreateTensor<float>(memory, numbers, count(shape), shape.data(), shape.size());
+    return Ort::Value::CreateTensor(memory, const_cast<void*>(numbers.data), numbers.size * type_of(numbers.type).bytes,
+                                    shape.data(), shape.size(), numbers.type);
 }
 
 struct Options {
@@ -560,31 +892,57 @@ public:
     const Bundle& bundle() const { return bundle_; }
     const Options& options() const { return options_; }
 
-    /// Runs windows: float32 [batch, sequence, embed_dim], row by row, to [batch, hidden_size].
-    std::vector<float> run(const std::vector<float>& frames, std::int64_t batch, std::int64_t sequence) {
+    /// Runs the window graph on inputs in their order, and gives its outputs in theirs.
+    std::vector<Tensor> operator()(const std::vector<Input>& inputs) { return call("window", inputs); }
+
+    /// Runs the window graph on inputs by name, and gives its outputs by name.
+    std::map<std::string, Tensor> run(const std::map<std::string, Input>& inputs) {
         const GraphSpec& graph = bundle_.graph("window");
-        const TensorSpec &input = graph.inputs[0], &output = graph.outputs[0];
-        check_count("batch", batch);
-        check_count("sequence", sequence);
-        const Shape shape = input.sizes(batch, sequence), result_shape = output.sizes(batch);
-        check_numbers(input.name, frames.data(), frames.size(), shape);
-        if (graph.max_sequence && sequence > *graph.max_sequence) {
-            throw RequestError(input.name + " has " + std::to_string(sequence) + " frames, and " +
-                               bundle_.architecture + " computes at most the " + std::to_string(*graph.max_sequence) +
-                               " that it was made for; give the last of them");
+        std::vector<Input> in_order;
+        for (const TensorSpec& spec : graph.inputs) {
+            const auto found = inputs.find(spec.name);
+            if (found != inputs.end()) in_order.push_back(found->second);
         }
-        std::vector<float> result(count(result_shape));
-        Ort::Value value = tensor_over(const_cast<float*>(frames.data()), shape);  // which only reads them
-        Ort::Value result_value = tensor_over(result.data(), result_shape);
-        const char *const input_name = input.name.c_str(), *const output_name = output.name.c_str();
-        const auto session_held = session("window");
+        if (in_order.size() != inputs.size() || in_order.size() != graph.inputs.size()) {
+            std::string given;
+            for (const auto& [name, input] : inputs) given += (given.empty() ? "" : ", ") + name;
+            throw RequestError("the model takes " + text(graph.inputs) + "; got " +
+                               (given.empty() ? "nothing" : given));
+        }
+        std::vector<Tensor> outputs = call("window", in_order);
+        std::map<std::string, Tensor> named;
+        for (std::size_t i = 0; i < outputs.size(); ++i) named.emplace(graph.outputs[i].name, std::move(outputs[i]));
+        return named;
+    }
+
+    /// Runs any graph on all its inputs, states among them, in their order.
+    std::vector<Tensor> call(const std::string& name, const std::vector<Input>& inputs) {
+        const GraphSpec& graph = bundle_.graph(name);
+        check_inputs(graph, inputs);
+        std::vector<const char*> reads, gives;
+        std::vector<Ort::Value> values;
+        for (std::size_t i = 0; i < inputs.size(); ++i) {
+            reads.push_back(graph.inputs[i].name.c_str());
+            values.push_back(view(inputs[i].numbers, inputs[i].shape));
+        }
+        for (const TensorSpec& spec : graph.outputs) gives.push_back(spec.name.c_str());
+        const auto held = session(name);
+        std::vector<Tensor> outputs;
         try {
-            session_held->Run(Ort::RunOptions{nullptr}, &input_name, &value, 1, &output_name, &result_value, 1);
+            for (Ort::Value& value : held->Run(Ort::RunOptions{nullptr}, reads.data(), values.data(), values.size(),
+                                               gives.data(), gives.size())) {
+                outputs.emplace_back(std::move(value));
+            }
         } catch (const Ort::Exception& error) {
-            throw CheckError("ONNX Runtime failed on " + input.name + " float32 " + text(shape) + ": " + error.what());
+            std::string given;
+            for (std::size_t i = 0; i < inputs.size(); ++i) {
+                given += (i == 0 ? "" : ", ") + graph.inputs[i].name + " " + text(inputs[i].shape);
+            }
+            throw CheckError("ONNX Runtime failed on " + given + " with provider " + options_.provider + ": " +
+                             error.what());
         }
-        check_output(output.name, result, "");
-        return result;
+        check_finite(graph.outputs, outputs, "");
+        return outputs;
     }
 
     /// The session of a graph, loaded when it is first asked for. It lives as long as someone holds it.
@@ -632,17 +990,23 @@ private:
     static void check_signature(const GraphSpec& graph, const Ort::Session& session,
                                 const std::filesystem::path& path) {
         Ort::AllocatorWithDefaultOptions allocator;
-        const auto check = [&](const std::vector<TensorSpec>& specs, std::size_t found, auto name_of, auto type_of) {
+        const auto check = [&](const std::vector<TensorSpec>& specs, std::size_t found, auto name_of,
+                               auto type_of_one) {
             bool same = specs.size() == found;
             for (std::size_t i = 0; same && i < found; ++i) {
-                const auto type = type_of(i);
+                const auto type = type_of_one(i);
+                same = type.GetONNXType() == ONNX_TYPE_TENSOR && specs[i].name == name_of(i).get();
+                if (!same) break;
                 const auto info = type.GetTensorTypeAndShapeInfo();
-                same = specs[i].name == name_of(i).get() && specs[i].type == info.GetElementType() &&
-                       specs[i].sizes(-1, -1) == info.GetShape();  // -1 is ONNX Runtime's sign for a free size
+                const Shape shape = info.GetShape();
+                same = specs[i].type == info.GetElementType() &&
+                       std::equal(
+                           specs[i].shape.begin(), specs[i].shape.end(), shape.begin(), shape.end(),
+                           [](const Size& size, std::int64_t is) { return !size.free.empty() || size.number == is; });
             }
             if (!same) {
-                throw CheckError(text(path) + " takes or gives other tensors than the manifest says, such as " +
-                                 specs[0].name + " " + text(specs[0].shape) + "; build or copy the bundle again");
+                throw CheckError("model " + text(path) + ": its tensors are not those in the manifest, " + text(specs) +
+                                 "; build or copy the bundle again");
             }
         };
         check(
@@ -722,34 +1086,34 @@ public:
     explicit Stream(Model& model, std::int64_t batch = 1, std::size_t history = 16)
         : batch_(batch),
           history_(history),
-          frame_(model.bundle().graph("stream").inputs[0]),
-          sequence_(model.bundle().graph("prefill").inputs[0]),
-          output_(model.bundle().graph("stream").outputs[0]),
+          step_(model.bundle().graph("stream")),
+          outputs_(step_.own_outputs()),
           states_(model.bundle().states),
           session_(model.session("stream")),
-          prefill_session_(model.session("prefill")),
           in_place_(model.options().provider == "cpu"),
-          identity_(model.bundle().weights + " with batch " + std::to_string(batch)),
-          frame_shape_((check_count("batch", batch), frame_.sizes(batch))),
-          numbers_(count(frame_shape_)),
-          result_(count(output_.sizes(batch))) {
+          identity_(model.bundle().weights + " with batch " + std::to_string(batch)) {
+        if (batch < 1) throw RequestError("batch is " + std::to_string(batch) + "; give 1 or more");
         if (history > 100'000) throw RequestError("history is " + std::to_string(history) + "; give at most 100000");
-        numbers_value_ = tensor_over(numbers_.data(), frame_shape_);
-        result_value_ = tensor_over(result_.data(), output_.sizes(batch));
-        for (const auto& [tensor, initial] : states_) {
-            past_.push_back("past." + tensor.name);
-            present_.push_back("present." + tensor.name);
-            const bool is_float = tensor.type == ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
-            bytes_.push_back(count(tensor.sizes(batch)) * (is_float ? sizeof(float) : sizeof(std::int64_t)));
+        const std::string& symbol = step_.inputs[0].shape[0].free;
+        check_limits(step_, "a stream", symbol, batch);
+        sizes_[symbol] = batch;
+        if (model.bundle().has("prefill")) {
+            prefill_ = model.bundle().graph("prefill");
+            prefill_session_ = model.session("prefill");
+            const auto found = prefill_.limits.find(model.bundle().frames);
+            piece_ = std::max(piece_, model.bundle().window_size());
+            if (found != prefill_.limits.end()) piece_ = std::min(piece_, found->second.most);
         }
+        for (const TensorSpec& spec : step_.own_inputs()) frames_.push_back(allocate(spec));
+        for (const TensorSpec& spec : outputs_) results_.push_back(allocate(spec));
         initial_ = allocate();
         write_initial(model.bundle());
         // Beside the history and the present, one that a run may fail on without harm to either.
         for (std::size_t i = 0; i < history + 2; ++i) slots_.push_back(allocate());
         for (std::size_t i = 0; i < slots_.size(); ++i) {
             bindings_.emplace_back(*session_);
-            bind_inputs(bindings_[i], frame_, numbers_value_, slots_[i]);
-            bind_outputs(bindings_[i], slots_[after(i)]);
+            bind_inputs(bindings_[i], step_, frames_, slots_[i]);
+            bind_outputs(bindings_[i], step_, slots_[after(i)]);
         }
         reset();
     }
@@ -760,36 +1124,61 @@ public:
     /// By how many frames it can be rewound now.
     std::size_t rewindable() const { return rewindable_; }
 
-    /// One frame on: float32 [batch, embed_dim] to [batch, hidden_size], which is good until the next call.
-    const std::vector<float>& step(const float* frame, std::size_t size) {
-        check_numbers(frame_.name, frame, size, frame_shape_);
-        std::copy(frame, frame + size, numbers_.begin());
-        run(*session_, bindings_[current_], frame_, numbers_value_, frame_shape_);
-        return result_;
+    /// One frame on: the stream's inputs in their order, such as float32 [batch, embed_dim], to its outputs in theirs,
+    /// such as [batch, hidden_size], which are good until the next call.
+    template <class... Arrays>
+    const std::vector<Tensor>& step(const Arrays&... inputs) {
+        const std::array<Numbers, sizeof...(inputs)> given{Numbers(inputs)...};
+        return advance(given.data(), given.size());
     }
 
-    const std::vector<float>& step(const std::vector<float>& frame) { return step(frame.data(), frame.size()); }
+    const std::vector<Tensor>& step(const std::vector<Numbers>& inputs) {
+        return advance(inputs.data(), inputs.size());
+    }
 
-    /// Many frames on at once: [batch, sequence, embed_dim] to the last output. To rewind, it is one frame.
-    const std::vector<float>& prefill(const std::vector<float>& frames, std::int64_t sequence) {
-        check_count("sequence", sequence);
-        const Shape shape = sequence_.sizes(batch_, sequence);
-        check_numbers(sequence_.name, frames.data(), frames.size(), shape);
-        const Ort::Value value = tensor_over(const_cast<float*>(frames.data()), shape);  // only read
-        Ort::IoBinding binding(*prefill_session_);
-        bind_inputs(binding, sequence_, value, slots_[current_]);
-        bind_outputs(binding, slots_[after(current_)]);
-        run(*prefill_session_, binding, sequence_, value, shape);
-        return result_;
+    /// Many frames on at once, any number: its inputs, such as [batch, frames, embed_dim], to the last outputs. To
+    /// rewind, it is one frame.
+    template <class... Arrays>
+    const std::vector<Tensor>& prefill(std::int64_t frames, const Arrays&... inputs) {
+        return prefill(frames, std::vector<Numbers>{Numbers(inputs)...});
+    }
+
+    const std::vector<Tensor>& prefill(std::int64_t frames, const std::vector<Numbers>& inputs) {
+        if (prefill_session_ == nullptr) throw RequestError("the bundle has no prefill graph; use step");
+        check_number_of(inputs.size());
+        const std::string& symbol = prefill_.inputs[0].shape[1].free;
+        if (frames < 1) throw RequestError("prefill: " + symbol + " is " + std::to_string(frames) + "; give 1 or more");
+        Sizes sizes = sizes_;
+        sizes[symbol] = frames;
+        std::vector<Shape> shapes;
+        for (std::size_t i = 0; i < inputs.size(); ++i) {
+            shapes.push_back(prefill_.inputs[i].at(sizes));
+            check_numbers(prefill_.inputs[i], inputs[i], shapes[i]);
+        }
+        // Any number of frames, in pieces. States between two of them are set aside: one that fails moves nothing.
+        Slot between;
+        if (frames > piece_) between = allocate();
+        const Slot* past = &slots_[current_];
+        for (std::int64_t start = 0; start < frames; start += piece_) {
+            std::vector<Tensor> piece;
+            for (std::size_t i = 0; i < inputs.size(); ++i) {
+                piece.push_back(some_frames(inputs[i], shapes[i], start, std::min(piece_, frames - start)));
+            }
+            Ort::IoBinding binding(*prefill_session_);
+            bind_inputs(binding, prefill_, piece, *past);
+            bind_outputs(binding, prefill_, slots_[after(current_)]);
+            run(*prefill_session_, binding, prefill_, piece, *past);
+            if (frames - start <= piece_) break;
+            copy_states(slots_[after(current_)].states, between.states);
+            past = &between;
+        }
+        return go_on();
     }
 
     /// Back to before the first frame; there is nothing to rewind then.
     void reset() {
-        Slot& slot = slots_[current_];
-        slot.moment = next_moment();
-        for (std::size_t i = 0; i < slot.states.size(); ++i) {
-            std::memcpy(slot.states[i].GetTensorMutableRawData(), initial_.states[i].GetTensorRawData(), bytes_[i]);
-        }
+        copy_states(initial_.states, slots_[current_].states);
+        slots_[current_].moment = next_moment();
         rewindable_ = 0;
     }
 
@@ -805,16 +1194,18 @@ public:
         into.moment_ = slot.moment;
         into.states_.resize(slot.states.size());
         for (std::size_t i = 0; i < slot.states.size(); ++i) {
-            const char* bytes = static_cast<const char*>(slot.states[i].GetTensorRawData());
-            into.states_[i].assign(bytes, bytes + bytes_[i]);
+            const char* bytes = static_cast<const char*>(slot.states[i].bytes());
+            into.states_[i].assign(bytes, bytes + slot.states[i].byte_size());
         }
     }
 
     /// Goes to a snapshot of this stream, or of another of the same weights and batch. The history goes back with it
     /// where it holds that moment, and is forgotten otherwise.
     void restore(const Snapshot& mark) {
-        bool same = mark.identity_ == identity_ && mark.states_.size() == bytes_.size();
-        for (std::size_t i = 0; same && i < bytes_.size(); ++i) same = mark.states_[i].size() == bytes_[i];
+        bool same = mark.identity_ == identity_ && mark.states_.size() == states_.size();
+        for (std::size_t i = 0; same && i < states_.size(); ++i) {
+            same = mark.states_[i].size() == initial_.states[i].byte_size();
+        }
         if (!same) {
             throw RequestError("the snapshot is of weights " + (mark.states_.empty() ? "none" : mark.identity_) +
                                ", and this stream of weights " + identity_ + "; restore it where it was taken");
@@ -827,7 +1218,7 @@ public:
         Slot& slot = slots_[current_];
         slot.moment = mark.moment_;
         for (std::size_t i = 0; i < slot.states.size(); ++i) {
-            std::memcpy(slot.states[i].GetTensorMutableRawData(), mark.states_[i].data(), bytes_[i]);
+            std::memcpy(slot.states[i].bytes(), mark.states_[i].data(), mark.states_[i].size());
         }
     }
 
@@ -844,7 +1235,7 @@ public:
 
 private:
     struct Slot {
-        std::vector<Ort::Value> states;
+        std::vector<Tensor> states;
         std::uint64_t moment = 0;  // no two states of a program have the same
     };
 
@@ -856,82 +1247,127 @@ private:
     std::size_t after(std::size_t slot) const { return (slot + 1) % slots_.size(); }
     std::size_t before(std::size_t frames) const { return (current_ + slots_.size() - frames) % slots_.size(); }
 
-    void run(Ort::Session& session, Ort::IoBinding& binding, const TensorSpec& input, const Ort::Value& value,
-             const Shape& shape) {
+    void check_number_of(std::size_t inputs) const {
+        if (inputs == frames_.size()) return;
+        throw RequestError("a stream takes " + text(step_.own_inputs()) + "; got " + std::to_string(inputs) +
+                           " inputs");
+    }
+
+    const std::vector<Tensor>& advance(const Numbers* inputs, std::size_t how_many) {
+        check_number_of(how_many);
+        for (std::size_t i = 0; i < how_many; ++i) check_numbers(step_.inputs[i], inputs[i], frames_[i].shape());
+        for (std::size_t i = 0; i < how_many; ++i) {
+            std::memcpy(frames_[i].bytes(), inputs[i].data, frames_[i].byte_size());
+        }
+        run(*session_, bindings_[current_], step_, frames_, slots_[current_]);
+        return go_on();
+    }
+
+    /// Writes results_, and the states after `past` to the slot after the current one.
+    void run(Ort::Session& session, Ort::IoBinding& binding, const GraphSpec& graph, const std::vector<Tensor>& inputs,
+             const Slot& past) {
         Slot& written = slots_[after(current_)];
         try {
             // Where the provider has a memory of its own, binding an input copies it there: once is not enough.
-            if (!in_place_) bind_inputs(binding, input, value, slots_[current_]);
+            if (!in_place_) bind_inputs(binding, graph, inputs, past);
             written.moment = next_moment();
             session.Run(Ort::RunOptions{nullptr}, binding);
         } catch (const Ort::Exception& error) {
-            throw CheckError("ONNX Runtime failed on " + input.name + " float32 " + text(shape) + ": " + error.what());
+            throw CheckError("ONNX Runtime failed on " + graph.inputs[0].name + " " + text(inputs[0].shape()) + ": " +
+                             error.what());
         }
-        check_output(output_.name, result_, ", and the stream stays where it was");
+        check_finite(outputs_, results_, ", and the stream stays where it was");
+    }
+
+    const std::vector<Tensor>& go_on() {
         current_ = after(current_);
         rewindable_ = std::min(rewindable_ + 1, history_);
+        return results_;
     }
 
-    void bind_inputs(Ort::IoBinding& binding, const TensorSpec& input, const Ort::Value& value, const Slot& slot) {
-        binding.BindInput(input.name.c_str(), value);
-        for (std::size_t i = 0; i < states_.size(); ++i) binding.BindInput(past_[i].c_str(), slot.states[i]);
+    /// Of numbers [batch, frames, ...] a copy of some frames; of all, the numbers themselves.
+    static Tensor some_frames(const Numbers& numbers, Shape shape, std::int64_t start, std::int64_t count) {
+        if (count == shape[1]) return Tensor(view(numbers, shape));
+        const std::size_t entries = static_cast<std::size_t>(shape[0]), frames = static_cast<std::size_t>(shape[1]);
+        const std::size_t frame = numbers.size * type_of(numbers.type).bytes / (entries * frames);
+        shape[1] = count;
+        Tensor some(numbers.type, shape);
+        const std::size_t bytes = some.byte_size() / entries;
+        const char* from = static_cast<const char*>(numbers.data) + static_cast<std::size_t>(start) * frame;
+        for (std::size_t entry = 0; entry < entries; ++entry, from += frames * frame) {
+            std::memcpy(static_cast<char*>(some.bytes()) + entry * bytes, from, bytes);
+        }
+        return some;
     }
 
-    void bind_outputs(Ort::IoBinding& binding, const Slot& slot) {
-        binding.BindOutput(output_.name.c_str(), result_value_);
-        for (std::size_t i = 0; i < states_.size(); ++i) binding.BindOutput(present_[i].c_str(), slot.states[i]);
+    static void bind_inputs(Ort::IoBinding& binding, const GraphSpec& graph, const std::vector<Tensor>& inputs,
+                            const Slot& slot) {
+        for (std::size_t i = 0; i < graph.inputs.size(); ++i) {
+            const Tensor& tensor = i < inputs.size() ? inputs[i] : slot.states[i - inputs.size()];
+            binding.BindInput(graph.inputs[i].name.c_str(), tensor.value());
+        }
+    }
+
+    void bind_outputs(Ort::IoBinding& binding, const GraphSpec& graph, const Slot& slot) const {
+        for (std::size_t i = 0; i < graph.outputs.size(); ++i) {
+            const Tensor& tensor = i < results_.size() ? results_[i] : slot.states[i - results_.size()];
+            binding.BindOutput(graph.outputs[i].name.c_str(), tensor.value());
+        }
+    }
+
+    Tensor allocate(const TensorSpec& spec) const {
+        const Shape shape = spec.at(sizes_);
+        count(shape);  // which may be too large
+        return {spec.type, shape};
     }
 
     Slot allocate() const {
         Slot slot;
-        Ort::AllocatorWithDefaultOptions allocator;
-        for (const StateSpec& state : states_) {
-            const Shape shape = state.tensor.sizes(batch_);
-            slot.states.push_back(Ort::Value::CreateTensor(allocator, shape.data(), shape.size(), state.tensor.type));
-        }
+        for (const StateSpec& state : states_) slot.states.push_back(allocate(state.tensor));
         return slot;
+    }
+
+    static void copy_states(const std::vector<Tensor>& from, std::vector<Tensor>& to) {
+        for (std::size_t i = 0; i < from.size(); ++i) std::memcpy(to[i].bytes(), from[i].bytes(), from[i].byte_size());
     }
 
     /// The first state: each entry of the batch has the same.
     void write_initial(const Bundle& bundle) {
         for (std::size_t i = 0; i < states_.size(); ++i) {
-            const TensorSpec& tensor = states_[i].tensor;
-            const nlohmann::json& initial = states_[i].initial;
-            char* const bytes = static_cast<char*>(initial_.states[i].GetTensorMutableRawData());
-            const std::size_t size = bytes_[i] / static_cast<std::size_t>(batch_);
+            const auto& [spec, initial] = states_[i];
+            Tensor& state = initial_.states[i];
             if (initial.is_string()) {
-                const Ort::Value one = bundle.tensor(initial.get<std::string>());
-                const auto found = one.GetTensorTypeAndShapeInfo();
-                if (found.GetElementType() != tensor.type || found.GetShape() != tensor.sizes(1)) {
-                    throw CheckError("bundle " + text(bundle.path) + ": '" + initial.get<std::string>() +
-                                     "' has shape " + text(found.GetShape()) + ", and state " + tensor.name + " is " +
-                                     text(tensor.shape) + " of one type; build the bundle again");
+                const Tensor one = bundle.tensor(initial.get<std::string>());
+                if (one.type() != spec.type || one.shape() != spec.at({{spec.shape[0].free, 1}})) {
+                    throw CheckError("bundle " + text(bundle.path) + ": '" + initial.get<std::string>() + "' is " +
+                                     type_of(one.type()).name + " " + text(one.shape()) +
+                                     ", and should be one entry of the state " + text(spec) +
+                                     "; build the bundle again");
                 }
-                for (std::int64_t entry = 0; entry < batch_; ++entry) {
-                    std::memcpy(bytes + static_cast<std::size_t>(entry) * size, one.GetTensorRawData(), size);
+                char* to = static_cast<char*>(state.bytes());
+                for (std::int64_t entry = 0; entry < batch_; ++entry, to += one.byte_size()) {
+                    std::memcpy(to, one.bytes(), one.byte_size());
                 }
-            } else if (tensor.type == ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT) {
-                std::fill_n(initial_.states[i].GetTensorMutableData<float>(), bytes_[i] / sizeof(float),
-                            initial.get<float>());
+            } else if (spec.type == ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT) {
+                std::fill_n(state.data<float>(), state.size(), initial.get<float>());
+            } else if (spec.type == ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64) {
+                std::fill_n(state.data<std::int64_t>(), state.size(), initial.get<std::int64_t>());
             } else {
-                std::fill_n(initial_.states[i].GetTensorMutableData<std::int64_t>(), bytes_[i] / sizeof(std::int64_t),
-                            initial.get<std::int64_t>());
+                std::fill_n(state.data<std::int32_t>(), state.size(), initial.get<std::int32_t>());
             }
         }
     }
 
-    std::int64_t batch_;
+    std::int64_t batch_, piece_ = 1024;  // frames of a prefill that are computed at once, unless the window is longer
     std::size_t history_;
-    TensorSpec frame_, sequence_, output_;
+    GraphSpec step_, prefill_;
+    std::vector<TensorSpec> outputs_;
     std::vector<StateSpec> states_;
-    std::shared_ptr<Ort::Session> session_, prefill_session_;
+    std::shared_ptr<Ort::Session> session_, prefill_session_;  // the latter null without such a graph
     bool in_place_;
     std::string identity_;
-    Shape frame_shape_;
-    std::vector<float> numbers_, result_;  // what the bindings read and write
-    Ort::Value numbers_value_{nullptr}, result_value_{nullptr};
-    std::vector<std::string> past_, present_;
-    std::vector<std::size_t> bytes_;  // of each state
+    Sizes sizes_;                           // of the batch
+    std::vector<Tensor> frames_, results_;  // what the bindings read and write
     Slot initial_;
     std::vector<Slot> slots_;
     std::vector<Ort::IoBinding> bindings_;  // the i-th reads slot i and writes the one after it

@@ -13,7 +13,8 @@
 #include "edifice.hpp"
 
 namespace fs = std::filesystem;
-using edifice::Bundle, edifice::CheckError, edifice::Model, edifice::RequestError, edifice::Stream;
+using edifice::Bundle, edifice::CheckError, edifice::Model, edifice::Numbers, edifice::RequestError, edifice::Stream;
+using edifice::Tensor;
 
 namespace {
 
@@ -81,123 +82,185 @@ Arguments parse(const std::vector<fs::path>& given) {
     return arguments;
 }
 
-// How far numbers are off: max|found - expected| / max(1, max|expected|).
-double difference(const float* found, const float* expected, std::size_t size) {
-    double largest = 1, furthest = 0;
-    for (std::size_t i = 0; i < size; ++i) {
-        if (std::isfinite(found[i]) != std::isfinite(expected[i])) return kInfinity;
-        if (!std::isfinite(expected[i])) continue;
-        largest = std::max(largest, std::abs(double{expected[i]}));
-        furthest = std::max(furthest, std::abs(double{found[i]} - double{expected[i]}));
-    }
-    return furthest / largest;
+// How far numbers are off: max|found - expected| / max(1, max|expected|). Those that are no floats have to be the same.
+double difference(const Numbers& found, const Numbers& expected) {
+    if (found.type != expected.type || found.size != expected.size) return kInfinity;
+    return edifice::with_type(found.type, [&](auto zero) {
+        const auto* const here = static_cast<const decltype(zero)*>(found.data);
+        const auto* const there = static_cast<const decltype(zero)*>(expected.data);
+        double largest = 1, furthest = 0;
+        for (std::size_t i = 0; i < found.size; ++i) {
+            const double one = edifice::to_double(here[i]), other = edifice::to_double(there[i]);
+            if (std::is_integral_v<decltype(zero)> && here[i] != there[i]) return kInfinity;
+            if (std::isfinite(one) != std::isfinite(other)) return kInfinity;
+            if (!std::isfinite(other)) continue;
+            largest = std::max(largest, std::abs(other));
+            furthest = std::max(furthest, std::abs(one - other));
+        }
+        return furthest / largest;
+    });
 }
 
-double difference(const Ort::Value& found, const Ort::Value& expected) {
-    const auto here = found.GetTensorTypeAndShapeInfo(), there = expected.GetTensorTypeAndShapeInfo();
-    if (here.GetElementType() != there.GetElementType() || here.GetShape() != there.GetShape()) return kInfinity;
-    const std::size_t size = there.GetElementCount();
-    if (there.GetElementType() == ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT) {
-        return difference(found.GetTensorData<float>(), expected.GetTensorData<float>(), size);
-    }
-    const auto *a = found.GetTensorData<std::int64_t>(), *b = expected.GetTensorData<std::int64_t>();
-    return std::equal(a, a + size, b) ? 0 : kInfinity;
+Tensor recorded(const Bundle& bundle, const std::string& folder, const std::string& kind, std::size_t index) {
+    return bundle.tensor(folder + "/" + kind + "_" + std::to_string(index) + ".pb");
 }
 
-// Runs a graph on its test data, with the bare session: every input as it was recorded, every output compared.
+// Runs a graph on its test data: every input as it was recorded, every output compared.
 GraphReport check_graph(Model& model, const std::string& name) {
     const edifice::GraphSpec& graph = model.bundle().graph(name);
     GraphReport report;
     report.name = name;
-    std::vector<const char*> inputs, outputs;
-    for (const edifice::TensorSpec& spec : graph.inputs) inputs.push_back(spec.name.c_str());
-    for (const edifice::TensorSpec& spec : graph.outputs) outputs.push_back(spec.name.c_str());
     for (const std::string& folder : graph.test_data) {
-        std::vector<Ort::Value> values;
-        for (std::size_t i = 0; i < inputs.size(); ++i) {
-            values.push_back(model.bundle().tensor(folder + "/input_" + std::to_string(i) + ".pb"));
+        std::vector<Tensor> inputs;
+        for (std::size_t i = 0; i < graph.inputs.size(); ++i) {
+            inputs.push_back(recorded(model.bundle(), folder, "input", i));
         }
-        std::vector<Ort::Value> found;
-        try {
-            found = model.session(name)->Run(Ort::RunOptions{nullptr}, inputs.data(), values.data(), values.size(),
-                                             outputs.data(), outputs.size());
-        } catch (const Ort::Exception& error) {
-            throw CheckError("ONNX Runtime failed on " + folder + " with provider " + model.options().provider + ": " +
-                             error.what());
-        }
-        for (std::size_t i = 0; i < outputs.size(); ++i) {
-            const Ort::Value expected = model.bundle().tensor(folder + "/output_" + std::to_string(i) + ".pb");
-            report.error = std::max(report.error, difference(found[i], expected));
+        const std::vector<Tensor> found = model.call(name, {inputs.begin(), inputs.end()});
+        for (std::size_t i = 0; i < found.size(); ++i) {
+            const Tensor expected = recorded(model.bundle(), folder, "output", i);
+            const double error = found[i].shape() == expected.shape() ? difference(found[i], expected) : kInfinity;
+            report.error = std::max(report.error, error);
             ++report.tensors;
         }
     }
     return report;
 }
 
-// Recorded frames through a Stream from its start: by step, and all at once by prefill.
-void check_sequence(Model& model, const std::string& folder, GraphReport& by_step, GraphReport& by_prefill) {
-    const Ort::Value recorded = model.bundle().tensor(folder + "/input_0.pb");
-    const Ort::Value expected = model.bundle().tensor(folder + "/output_0.pb");
-    const edifice::Shape shape = recorded.GetTensorTypeAndShapeInfo().GetShape();
-    const edifice::Shape result = expected.GetTensorTypeAndShapeInfo().GetShape();
-    const edifice::GraphSpec& graph = model.bundle().graph("stream");
-    const auto sound = [&](const Ort::Value& value, const edifice::TensorSpec& spec) {
-        const auto info = value.GetTensorTypeAndShapeInfo();
-        return info.GetElementType() == spec.type && info.GetShape() == edifice::Shape{1, shape[1], spec.shape.back()};
-    };
-    if (shape.size() != 3 || !sound(recorded, graph.inputs[0]) || !sound(expected, graph.outputs[0])) {
-        throw CheckError(folder + " has frames " + edifice::text(shape) + " and outputs " + edifice::text(result) +
-                         ", and should have [1, frames, width] of both; build the bundle again");
+// Recorded inputs or outputs of a stream, each [batch, frames, ...].
+std::vector<Tensor> recorded_frames(const Bundle& bundle, const std::string& folder, const std::string& kind,
+                                    const std::vector<edifice::TensorSpec>& specs) {
+    std::vector<Tensor> tensors;
+    for (const edifice::TensorSpec& spec : specs) {
+        const Tensor& tensor = tensors.emplace_back(recorded(bundle, folder, kind, tensors.size()));
+        const edifice::Shape &shape = tensor.shape(), &first = tensors[0].shape();
+        bool sound = tensor.type() == spec.type && std::min(shape.size(), first.size()) > 1;
+        if (sound) {
+            edifice::Shape expected = spec.at({{spec.shape[0].free, first[0]}});
+            expected.insert(expected.begin() + 1, first[1]);
+            sound = shape == expected;
+        }
+        if (!sound) {
+            throw CheckError(folder + " has " + kind + " " + edifice::text(shape) + ", and should have frames of " +
+                             edifice::text(spec) + "; build the bundle again");
+        }
     }
-    const auto frames = static_cast<std::size_t>(shape[1]), width = static_cast<std::size_t>(shape[2]);
-    const auto hidden = static_cast<std::size_t>(result[2]);
-    const float *in = recorded.GetTensorData<float>(), *out = expected.GetTensorData<float>();
-    Stream stream(model);
-    for (std::size_t i = 0; i < frames; ++i) {
-        const std::vector<float>& found = stream.step(in + i * width, width);
-        by_step.error = std::max(by_step.error, difference(found.data(), out + i * hidden, hidden));
-    }
-    stream.reset();
-    const std::vector<float>& last = stream.prefill(std::vector<float>(in, in + frames * width), shape[1]);
-    by_prefill.error = std::max(by_prefill.error, difference(last.data(), out + (frames - 1) * hidden, hidden));
-    ++by_step.tensors, ++by_prefill.tensors;
+    return tensors;
 }
 
-std::vector<float> random_frames(std::size_t size, std::mt19937& random) {
-    std::normal_distribution<float> normal;
-    std::vector<float> numbers(size);
-    for (float& number : numbers) number = normal(random);
-    return numbers;
+// One frame of a tensor [batch, frames, ...].
+Tensor frame_of(const Tensor& tensor, std::int64_t frame) {
+    edifice::Shape shape = tensor.shape();
+    const auto batch = static_cast<std::size_t>(shape[0]), frames = static_cast<std::size_t>(shape[1]);
+    shape.erase(shape.begin() + 1);
+    Tensor result(tensor.type(), shape);
+    const std::size_t size = result.byte_size() / batch;
+    for (std::size_t entry = 0; entry < batch; ++entry) {
+        std::memcpy(
+            static_cast<char*>(result.bytes()) + entry * size,
+            static_cast<const char*>(tensor.bytes()) + (entry * frames + static_cast<std::size_t>(frame)) * size, size);
+    }
+    return result;
+}
+
+std::vector<Tensor> frames_of(const std::vector<Tensor>& tensors, std::int64_t frame) {
+    std::vector<Tensor> result;
+    for (const Tensor& tensor : tensors) result.push_back(frame_of(tensor, frame));
+    return result;
+}
+
+std::vector<Numbers> numbers_of(const std::vector<Tensor>& tensors) { return {tensors.begin(), tensors.end()}; }
+
+// Recorded frames through a Stream from its start: by step, and all at once by prefill.
+void check_sequence(Model& model, const std::string& folder, GraphReport& by_step, GraphReport* by_prefill) {
+    const edifice::GraphSpec& graph = model.bundle().graph("stream");
+    const auto inputs = recorded_frames(model.bundle(), folder, "input", graph.own_inputs());
+    const auto outputs = recorded_frames(model.bundle(), folder, "output", graph.own_outputs());
+    const std::int64_t batch = inputs[0].shape()[0], frames = inputs[0].shape()[1];
+    if (outputs[0].shape()[0] != batch || outputs[0].shape()[1] != frames) {
+        throw CheckError(folder + " has inputs and outputs of other frames; build the bundle again");
+    }
+    const auto compare = [&](const std::vector<Tensor>& found, std::int64_t frame, GraphReport& report) {
+        for (std::size_t i = 0; i < found.size(); ++i) {
+            report.error = std::max(report.error, difference(found[i], frame_of(outputs[i], frame)));
+        }
+    };
+    Stream stream(model, batch);
+    for (std::int64_t i = 0; i < frames; ++i) {
+        compare(stream.step(numbers_of(frames_of(inputs, i))), i, by_step);
+    }
+    by_step.tensors += static_cast<int>(outputs.size());
+    if (by_prefill == nullptr) return;
+    stream.reset();
+    compare(stream.prefill(frames, numbers_of(inputs)), frames - 1, *by_prefill);
+    by_prefill->tensors += static_cast<int>(outputs.size());
+}
+
+// An input of the kind that the manifest says.
+Tensor draw(const edifice::TensorSpec& spec, const edifice::Sizes& sizes, std::mt19937& random) {
+    const edifice::Shape shape = spec.at(sizes);
+    edifice::count(shape);  // which may be too large
+    Tensor tensor(spec.type, shape);
+    const std::size_t width = shape.empty() ? 1 : static_cast<std::size_t>(shape.back());
+    std::normal_distribution<double> normal;
+    std::uniform_int_distribution<std::int64_t> whole(0, std::max<std::int64_t>(0, spec.values.below - 1));
+    std::uniform_int_distribution<std::size_t> place(0, width - 1);
+    std::size_t last = 0;
+    const auto next = [&](std::size_t i) {
+        if (spec.values.kind == "normal") return normal(random);
+        if (spec.values.kind != "mask") return static_cast<double>(whole(random));
+        if (i % width == 0) last = place(random);
+        return i % width <= last ? 1.0 : 0.0;
+    };
+    edifice::with_type(spec.type, [&](auto zero) {
+        using T = decltype(zero);
+        T* const numbers = tensor.data<T>();
+        for (std::size_t i = 0; i < tensor.size(); ++i) {
+            if constexpr (std::is_arithmetic_v<T>) {
+                numbers[i] = static_cast<T>(next(i));
+            } else {
+                numbers[i] = T(static_cast<float>(next(i)));
+            }
+        }
+    });
+    return tensor;
+}
+
+std::vector<Tensor> draw(const std::vector<edifice::TensorSpec>& specs, const edifice::Sizes& sizes,
+                         std::mt19937& random) {
+    std::vector<Tensor> tensors;
+    for (const edifice::TensorSpec& spec : specs) tensors.push_back(draw(spec, sizes, random));
+    return tensors;
 }
 
 // Goes on from a moment, comes back to it by a snapshot and by rewind, goes on again: the outputs are the same bits.
-void check_rollback(Stream& stream, std::size_t width, std::mt19937& random, Report& report) {
-    const auto steps = [&](const std::vector<std::vector<float>>& frames) {
-        std::vector<std::vector<float>> outputs;
-        for (const std::vector<float>& frame : frames) outputs.push_back(stream.step(frame));
+void check_rollback(Stream& stream, const std::vector<edifice::TensorSpec>& inputs, const edifice::Sizes& sizes,
+                    std::mt19937& random, Report& report) {
+    using Frames = std::vector<std::vector<Tensor>>;
+    const auto steps = [&](const Frames& frames) {
+        std::string outputs;
+        for (const std::vector<Tensor>& frame : frames) {
+            for (const Tensor& output : stream.step(numbers_of(frame))) {
+                outputs.append(static_cast<const char*>(output.bytes()), output.byte_size());
+            }
+        }
         return outputs;
     };
-    const auto draw = [&](std::size_t most) {
-        std::vector<std::vector<float>> frames(std::uniform_int_distribution<std::size_t>(1, most)(random));
-        for (std::vector<float>& frame : frames) frame = random_frames(width, random);
+    const auto draw_frames = [&](std::size_t most) {
+        Frames frames(std::uniform_int_distribution<std::size_t>(1, most)(random));
+        for (std::vector<Tensor>& frame : frames) frame = draw(inputs, sizes, random);
         return frames;
-    };
-    const auto same_bits = [](const std::vector<std::vector<float>>& a, const std::vector<std::vector<float>>& b) {
-        return std::equal(a.begin(), a.end(), b.begin(), b.end(), [](const auto& one, const auto& other) {
-            return std::memcmp(one.data(), other.data(), one.size() * sizeof(float)) == 0;
-        });
     };
     edifice::Snapshot mark;
     for (int i = 0; i < kRollbacks; ++i) {
-        steps(draw(10));
+        steps(draw_frames(10));
         stream.snapshot(mark);
-        const auto frames = draw(stream.history());
-        const auto outputs = steps(frames);
+        const Frames frames = draw_frames(stream.history());
+        const std::string outputs = steps(frames);
         stream.rewind(frames.size());
-        const bool rewound = same_bits(steps(frames), outputs);
-        steps(draw(2 * stream.history()));  // so that the history may have lost the moment
+        const bool rewound = steps(frames) == outputs;
+        steps(draw_frames(2 * stream.history()));  // so that the history may have lost the moment
         stream.restore(mark);
-        const bool restored = same_bits(steps(frames), outputs);
+        const bool restored = steps(frames) == outputs;
         if (!rewound || !restored) {
             report.failures.push_back("rollback " + std::to_string(i + 1) + ": " + (rewound ? "restore" : "rewind") +
                                       " gave other outputs for the same " + std::to_string(frames.size()) +
@@ -214,7 +277,7 @@ std::string refusal(const std::function<void()>& call) {
     } catch (const RequestError& error) {
         return error.what();
     }
-    throw CheckError("a frame that is one number too wide was taken; it must be refused");
+    throw CheckError("an input that is one number short was taken; it must be refused");
 }
 
 std::vector<double> measure(int times, const std::function<void(int)>& call) {
@@ -230,37 +293,51 @@ std::vector<double> measure(int times, const std::function<void(int)>& call) {
     return milliseconds;
 }
 
-Report check(Model& model, int frame_count) {
+void check_window(Model& model, int windows, std::mt19937& random, Report& report) {
+    const edifice::GraphSpec& graph = model.bundle().graph("window");
+    report.graphs.push_back(check_graph(model, "window"));
+    const std::vector<Tensor> drawn = draw(graph.inputs, model.bundle().sizes, random);
+    std::vector<edifice::Input> inputs(drawn.begin(), drawn.end());
+    report.graphs.back().milliseconds = measure(windows, [&](int) { model(inputs); });
+    --inputs[0].numbers.size;
+    report.refused = refusal([&] { model(inputs); });
+}
+
+void check_stream(Model& model, int frame_count, int windows, std::mt19937& random, Report& report) {
     const Bundle& bundle = model.bundle();
-    const std::int64_t window_size = bundle.window_size;
+    const edifice::GraphSpec& graph = bundle.graph("stream");
+    const std::vector<edifice::TensorSpec> specs = graph.own_inputs();
+    const bool has_prefill = bundle.has("prefill");
+    GraphReport by_step = check_graph(model, "stream"), by_prefill;
+    if (has_prefill) by_prefill = check_graph(model, "prefill");
+    if (graph.test_sequence) check_sequence(model, *graph.test_sequence, by_step, has_prefill ? &by_prefill : nullptr);
+    Stream stream(model, bundle.sizes.at(specs[0].shape[0].free));
+    check_rollback(stream, specs, bundle.sizes, random, report);
+    std::vector<std::vector<Tensor>> frames;
+    std::vector<std::vector<Numbers>> inputs;
+    for (int i = 0; i < 64; ++i) {
+        frames.push_back(draw(specs, bundle.sizes, random));
+        inputs.push_back(numbers_of(frames.back()));
+    }
+    std::vector<Numbers> narrow = inputs[0];
+    --narrow[0].size;
+    report.refused = refusal([&] { stream.step(narrow); });
+    stream.reset();
+    by_step.milliseconds = measure(frame_count, [&](int i) { stream.step(inputs[static_cast<std::size_t>(i % 64)]); });
+    report.graphs.push_back(by_step);
+    if (!has_prefill) return;
+    const std::vector<Tensor> history = draw(bundle.graph("prefill").own_inputs(), bundle.sizes, random);
+    const std::vector<Numbers> numbers = numbers_of(history);
+    by_prefill.milliseconds = measure(windows, [&](int) { stream.prefill(bundle.window_size(), numbers); });
+    report.graphs.push_back(by_prefill);
+}
+
+Report check(Model& model, int frame_count) {
     const int windows = std::max(20, frame_count / 50);
     Report report;
     std::mt19937 random(1);
-    if (bundle.has("window")) {
-        const std::size_t width = bundle.graph("window").inputs[0].width();
-        const auto window = random_frames(static_cast<std::size_t>(window_size) * width, random);
-        GraphReport graph = check_graph(model, "window");
-        graph.milliseconds = measure(windows, [&](int) { model.run(window, 1, window_size); });
-        report.graphs.push_back(graph);
-        report.refused = refusal([&] { model.run(std::vector<float>(width + 1), 1, 1); });
-    }
-    if (bundle.has("stream")) {
-        const edifice::GraphSpec& spec = bundle.graph("stream");
-        const std::size_t width = spec.inputs[0].width();
-        GraphReport by_step = check_graph(model, "stream"), by_prefill = check_graph(model, "prefill");
-        if (spec.test_sequence) check_sequence(model, *spec.test_sequence, by_step, by_prefill);
-        Stream stream(model);
-        check_rollback(stream, width, random, report);
-        report.refused = refusal([&] { stream.step(std::vector<float>(width + 1)); });
-        stream.reset();
-        const auto frames = random_frames(64 * width, random);
-        by_step.milliseconds = measure(
-            frame_count, [&](int i) { stream.step(frames.data() + static_cast<std::size_t>(i % 64) * width, width); });
-        const auto history = random_frames(static_cast<std::size_t>(window_size) * width, random);
-        by_prefill.milliseconds = measure(windows, [&](int) { stream.prefill(history, window_size); });
-        report.graphs.push_back(by_step);
-        report.graphs.push_back(by_prefill);
-    }
+    if (model.bundle().has("window")) check_window(model, windows, random, report);
+    if (model.bundle().has("stream")) check_stream(model, frame_count, windows, random, report);
     const double limit = model.options().provider == "webgpu" ? 1e-3 : 1e-5;
     for (const GraphReport& graph : report.graphs) {
         if (graph.error <= limit) continue;
@@ -285,7 +362,7 @@ void print_json(const Model& model, const Report& report) {
     const nlohmann::ordered_json all{{"language", "cpp"},
                                      {"runtime", Ort::GetVersionString()},
                                      {"provider", model.options().provider},
-                                     {"architecture", model.bundle().architecture},
+                                     {"program", model.bundle().program},
                                      {"rollbacks", report.rollbacks},
                                      {"refused", report.refused},
                                      {"graphs", graphs},
@@ -294,7 +371,7 @@ void print_json(const Model& model, const Report& report) {
 }
 
 void print_table(const Model& model, const Report& report) {
-    std::printf("%s on %s, ONNX Runtime %s\n", edifice::printable(model.bundle().architecture).c_str(),
+    std::printf("%s on %s, ONNX Runtime %s\n", edifice::printable(model.bundle().program).c_str(),
                 model.options().provider.c_str(), Ort::GetVersionString().c_str());
     std::printf("%-8s  %7s  %8s  %8s  %8s  %8s\n", "graph", "tensors", "error", "p50 ms", "p99 ms", "max ms");
     for (const GraphReport& graph : report.graphs) {
