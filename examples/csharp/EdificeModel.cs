@@ -2,7 +2,6 @@ using System;
 using System.Collections.Generic;
 using System.IO;
 using System.Linq;
-using System.Runtime.InteropServices;
 using Microsoft.ML.OnnxRuntime;
 
 namespace Edifice
@@ -37,7 +36,7 @@ namespace Edifice
             CheckRuntime(OrtEnv.Instance().GetVersionString());
             (Bundle, Provider) = (bundle, provider);
             GraphSpec any = bundle.Graph(bundle.Graphs.First());
-            (EmbedDim, HiddenSize) = (any.Inputs[0].Shape[^1], any.Outputs[0].Shape[^1]);
+            (EmbedDim, HiddenSize) = (any.OwnInputs[0].Width, any.OwnOutputs[0].Width);
             options = new SessionOptions
             {
                 IntraOpNumThreads = threads,
@@ -51,10 +50,10 @@ namespace Edifice
         public string Provider { get; }
         public bool IsDisposed { get; private set; }
 
-        /// <summary>Numbers in a frame.</summary>
+        /// <summary>Numbers in a frame of the first input.</summary>
         public int EmbedDim { get; }
 
-        /// <summary>Numbers in an output.</summary>
+        /// <summary>Numbers in a frame of the first output.</summary>
         public int HiddenSize { get; }
 
         /// <summary>Refuses a version of ONNX Runtime that is wrong on some graphs or fails on them.</summary>
@@ -70,27 +69,43 @@ namespace Edifice
             }
         }
 
-        /// <summary>Runs windows of one length side by side.</summary>
-        /// <param name="frames">float32 [batch, sequence, EmbedDim]; the sequence is what their number gives.</param>
-        /// <param name="batch">How many windows.</param>
-        /// <returns>float32 [batch, HiddenSize]: the output at the last frame of each window.</returns>
+        /// <summary>Runs the window graph.</summary>
+        /// <param name="inputs">One tensor for each of `Bundle.Graph("window").Inputs`, in their order.</param>
+        /// <returns>One for each of its outputs, in their order.</returns>
         /// <exception cref="ArgumentException">
-        /// No whole frames, a NaN or a number beyond MaxMagnitude, or more frames than it can compute.
+        /// Another number of tensors, type, rank or size, sizes of one name that differ or that the graph can't
+        /// compute, a NaN, a number beyond MaxMagnitude, or an id that there is not.
         /// </exception>
-        /// <exception cref="InvalidDataException">The output is not finite.</exception>
-        public float[] Run(ReadOnlyMemory<float> frames, int batch = 1)
+        /// <exception cref="NotSupportedException">The bundle was built without the window graph.</exception>
+        /// <exception cref="InvalidDataException">An output is not finite.</exception>
+        public EdificeTensor[] Run(params EdificeTensor[] inputs) => RunGraph("window", inputs);
+
+        /// <summary>Runs the window graph on inputs by name, and gives its outputs by name.</summary>
+        /// <exception cref="ArgumentException">As above; or a name that is missing, or one too many.</exception>
+        public Dictionary<string, EdificeTensor> Run(IReadOnlyDictionary<string, EdificeTensor> inputs)
         {
-            InferenceSession session = Session("window");
-            long[] shape = SequenceShape(Bundle.Graph("window"), frames.Span, batch);
-            var output = new float[batch * HiddenSize];
-            using RunOptions run = QuietRun();
-            // Nothing writes to an input; OrtValue has no read-only kind.
-            using OrtValue input = OrtValue.CreateTensorValueFromMemory(
-                OrtMemoryInfo.DefaultInstance, MemoryMarshal.AsMemory(frames), shape);
-            using OrtValue result = OrtValue.CreateTensorValueFromMemory(output, new long[] { batch, HiddenSize });
-            session.Run(run, session.InputNames, new[] { input }, session.OutputNames, new[] { result });
-            CheckOutput(output, "");
-            return output;
+            GraphSpec graph = Bundle.Graph("window");
+            if (inputs.Count != graph.Inputs.Length || !graph.Inputs.All(spec => inputs.ContainsKey(spec.Name)))
+            {
+                throw new ArgumentException(
+                    $"{Bundle.Name} takes {string.Join<InputSpec>(", ", graph.Inputs)}; "
+                    + $"got {string.Join(", ", inputs.Keys)}");
+            }
+            EdificeTensor[] outputs = Run(graph.Inputs.Select(spec => inputs[spec.Name]).ToArray());
+            return graph.Outputs.Zip(outputs, (spec, output) => (spec.Name, output))
+                .ToDictionary(pair => pair.Name, pair => pair.output);
+        }
+
+        /// <summary>Runs the window graph of one float32 input and one float32 output.</summary>
+        /// <param name="numbers">
+        /// Such as float32 [batch, sequence, EmbedDim]; the sequence is what their number gives.
+        /// </param>
+        /// <param name="batch">How many entries, such as windows of one length side by side.</param>
+        /// <returns>The output's numbers, such as float32 [batch, HiddenSize].</returns>
+        /// <exception cref="ArgumentException">As above; or a model of other inputs and outputs.</exception>
+        public float[] Run(ReadOnlyMemory<float> numbers, int batch = 1)
+        {
+            return Run(Sequence(Bundle.Graph("window"), numbers, batch))[0].Numbers<float>().ToArray();
         }
 
         /// <summary>A stream, or a batch of streams side by side, from the state before the first frame.</summary>
@@ -128,63 +143,61 @@ namespace Edifice
             options.Dispose();
         }
 
-        /// <summary>The shape [batch, sequence, EmbedDim] of frames, unless the graph would not take them.</summary>
-        internal static long[] SequenceShape(GraphSpec graph, ReadOnlySpan<float> frames, int batch)
+        /// <summary>Runs a graph on all its inputs, states included, and gives all its outputs.</summary>
+        internal EdificeTensor[] RunGraph(string name, EdificeTensor[] inputs)
         {
-            int width = graph.Inputs[0].Shape[^1];
-            long one = (long)batch * width;
-            if (batch < 1 || frames.Length == 0 || frames.Length % one != 0)
+            GraphSpec graph = Bundle.Graph(name);
+            InferenceSession session = Session(name);
+            TensorCheck.Inputs(Bundle.Name, graph, graph.Inputs, inputs);
+            using RunOptions run = QuietRun();
+            OrtValue[] values = inputs.Select(input => input.ToOrtValue()).ToArray();
+            try
             {
-                throw new ArgumentException(
-                    $"state_sequence has {frames.Length} numbers, and the model takes a multiple of {one} "
-                    + $"(float32 [{batch}, sequence, {width}]); give whole frames");
+                using IDisposableReadOnlyCollection<OrtValue> results =
+                    session.Run(run, graph.InputNames, values, graph.OutputNames);
+                EdificeTensor[] outputs = results.Select(EdificeTensor.Copy).ToArray();
+                for (int i = 0; i < graph.OwnOutputs.Length; i++)
+                {
+                    TensorCheck.Finite(graph.OwnOutputs[i], outputs[i]);
+                }
+                return outputs;
             }
-            long sequence = frames.Length / one;
-            if (sequence > graph.MaxSequence)
+            finally
             {
-                throw new ArgumentException(
-                    $"state_sequence has {sequence} frames, and the model takes at most {graph.MaxSequence}; "
-                    + "give fewer, or build it with a larger --window-size");
+                foreach (OrtValue value in values)
+                {
+                    value.Dispose();
+                }
             }
-            CheckNumbers("state_sequence", frames, width, (int)sequence);
-            return new[] { batch, sequence, width };
+        }
+
+        /// <summary>Numbers as the one input of a graph, whose one free size beside the batch they tell.</summary>
+        internal static EdificeTensor Sequence(GraphSpec graph, ReadOnlyMemory<float> numbers, int batch)
+        {
+            InputSpec spec = graph.OnlyFloats();
+            Size[] free = spec.Shape.Skip(1).Where(size => size.Symbol != null).ToArray();
+            if (spec.Shape.Length == 0 || spec.Shape[0].Symbol == null || free.Length > 1)
+            {
+                throw new ArgumentException($"numbers alone don't tell the sizes of {spec}; give an EdificeTensor");
+            }
+            long one = (long)batch * spec.Width;
+            long length = batch < 1 ? 0 : numbers.Length / one;
+            long[] shape = spec.Shape.Skip(1).Select(size => size.Symbol == null ? size.Number : length)
+                .Prepend(batch).ToArray();
+            if (length == 0 || (free.Length == 1 && numbers.Length % one != 0))
+            {
+                string sizes = string.Join(", ", spec.Shape.Skip(1).Prepend(new Size(batch)));
+                throw new ArgumentException(
+                    $"{spec.Name} has {numbers.Length} numbers, and the model takes a multiple of {one} "
+                    + $"(float32 [{sizes}]); give whole frames");
+            }
+            return EdificeTensor.Of(numbers, shape);
         }
 
         /// <summary>Options of a run that logs nothing: what goes wrong is thrown.</summary>
         internal static RunOptions QuietRun()
         {
             return new RunOptions { LogSeverityLevel = OrtLoggingLevel.ORT_LOGGING_LEVEL_FATAL };
-        }
-
-        /// <summary>Refuses numbers that are not finite or beyond MaxMagnitude; length is 0 of one frame.</summary>
-        internal static void CheckNumbers(string name, ReadOnlySpan<float> numbers, int width = 1, int length = 0)
-        {
-            for (int i = 0; i < numbers.Length; i++)
-            {
-                if (Math.Abs(numbers[i]) <= MaxMagnitude) // a NaN is not
-                {
-                    continue;
-                }
-                string frame = length == 0 ? "" : $" in frame {i / width % length}";
-                throw new ArgumentException($"{name} has {numbers[i]} at place {i}{frame}; " + (
-                    float.IsFinite(numbers[i])
-                        ? "numbers up to 1e12 are taken, beyond which float32 may overflow; scale or mend the input"
-                        : "give finite numbers"));
-            }
-        }
-
-        /// <summary>Refuses an output that is not finite.</summary>
-        internal static void CheckOutput(ReadOnlySpan<float> output, string consequence)
-        {
-            foreach (float number in output)
-            {
-                if (!float.IsFinite(number))
-                {
-                    throw new InvalidDataException(
-                        $"output is not finite: float32 overflows in this model on these frames{consequence}; "
-                        + "scale them down, or mend the weights");
-                }
-            }
         }
 
         private void AppendProvider()

@@ -1,38 +1,34 @@
 using System;
+using System.Collections.Generic;
 using System.Linq;
 using System.Runtime.InteropServices;
-using System.Threading;
 using Microsoft.ML.OnnxRuntime;
 
 namespace Edifice
 {
     /// <summary>
-    /// Frame by frame: one frame in, one output out, and a state that can be saved, restored and rewound. One thread at
-    /// a time; different streams of a model may run in different threads.
+    /// Frame by frame: one frame in, its outputs out, and a state that can be saved, restored and rewound. One thread
+    /// at a time; different streams of a model may run in different threads.
     /// </summary>
     /// <remarks>
-    /// The states are in a ring: a step reads slot i and writes slot i + 1, so nothing is updated in place, and going
-    /// back is a change of the index. What a step reads and writes is bound once for each pair of neighbours: on the
-    /// CPU it makes no managed object.
+    /// What a step reads and writes is bound once for each pair of neighbours of the ring of states: on the CPU it
+    /// makes no managed object.
     /// </remarks>
     public sealed class EdificeStream : IDisposable
     {
         private const string Stays = ", and the stream stays where it was";
-
-        private static long lastId;
+        private const int Piece = 1024; // frames of a prefill that are computed at once, unless the window is longer
 
         private readonly EdificeModel model;
         private readonly GraphSpec graph;
         private readonly InferenceSession session;
         private readonly RunOptions run = EdificeModel.QuietRun();
-        private readonly float[] frame;
-        private readonly float[] output;
-        private readonly OrtValue frameValue;
-        private readonly OrtValue outputValue;
-        private readonly StateBuffers[] slots;
-        private readonly OrtIoBinding[] bindings; // the one at i reads slot i
-        private readonly EdificeSnapshot initial;
-        private int current;
+        private readonly StateRing states;
+        private readonly EdificeTensor[] frame;
+        private readonly EdificeTensor[] outputs;
+        private readonly OrtValue[] frameValues;
+        private readonly OrtValue[] outputValues;
+        private readonly OrtIoBinding[] bindings; // the one at i reads the ring's slot i
         private bool disposed;
 
         internal EdificeStream(EdificeModel model, int batch, int history)
@@ -45,19 +41,16 @@ namespace Edifice
             (this.model, Batch, History) = (model, batch, history);
             graph = model.Bundle.Graph("stream");
             session = model.Session("stream");
-            initial = StateBuffers.Initial(model.Bundle, batch);
-            frame = new float[checked(batch * model.EmbedDim)];
-            output = new float[checked(batch * model.HiddenSize)];
-            frameValue = OrtValue.CreateTensorValueFromMemory(frame, new long[] { batch, model.EmbedDim });
-            outputValue = OrtValue.CreateTensorValueFromMemory(output, new long[] { batch, model.HiddenSize });
-            int count = Math.Max(2, history + 1);
-            slots = Enumerable.Range(0, count).Select(_ => new StateBuffers(model.Bundle, batch)).ToArray();
-            bindings = Enumerable.Range(0, count).Select(_ => session.CreateIoBinding()).ToArray();
-            for (int i = 0; i < count; i++)
+            states = new StateRing(model.Bundle, batch, history);
+            frame = graph.OwnInputs.Select(spec => EdificeTensor.Zeros(spec.Type, spec.OfBatch(batch))).ToArray();
+            outputs = graph.OwnOutputs.Select(spec => EdificeTensor.Zeros(spec.Type, spec.OfBatch(batch))).ToArray();
+            frameValues = frame.Select(tensor => tensor.ToOrtValue()).ToArray();
+            outputValues = outputs.Select(tensor => tensor.ToOrtValue()).ToArray();
+            bindings = Enumerable.Range(0, states.Count).Select(_ => session.CreateIoBinding()).ToArray();
+            for (int i = 0; i < bindings.Length; i++)
             {
-                Bind(bindings[i], graph, frameValue, slots[i], slots[(i + 1) % count]);
+                Bind(bindings[i], graph, frameValues, states[i], states[i + 1]);
             }
-            Reset();
         }
 
         public int Batch { get; }
@@ -66,76 +59,109 @@ namespace Edifice
         public int History { get; }
 
         /// <summary>Frames that it can be rewound by now.</summary>
-        public int Rewindable { get; private set; }
+        public int Rewindable => states.Rewindable;
 
         /// <summary>One frame on.</summary>
-        /// <param name="numbers">float32 [batch, EmbedDim].</param>
-        /// <returns>float32 [batch, HiddenSize], valid until the next call.</returns>
-        /// <exception cref="ArgumentException">Other than so many, a NaN, or one beyond MaxMagnitude.</exception>
-        /// <exception cref="System.IO.InvalidDataException">The output is not finite.</exception>
+        /// <param name="inputs">
+        /// One tensor for each of `Bundle.Graph("stream").OwnInputs`, in their order, with Batch as its first size.
+        /// </param>
+        /// <returns>One for each of its OwnOutputs, in their order, valid until the next call.</returns>
+        /// <exception cref="ArgumentException">
+        /// Another number of tensors, type or shape, a NaN, a number beyond MaxMagnitude, or an id that there is not.
+        /// </exception>
+        /// <exception cref="System.IO.InvalidDataException">An output is not finite.</exception>
         /// <remarks>After either the stream is where it was.</remarks>
+        public IReadOnlyList<EdificeTensor> Step(params EdificeTensor[] inputs)
+        {
+            CheckDisposed();
+            TensorCheck.Number("a step", graph.OwnInputs, inputs.Length);
+            for (int i = 0; i < inputs.Length; i++)
+            {
+                TensorCheck.Kind(graph.OwnInputs[i], inputs[i]);
+                CheckBatch(graph.OwnInputs[i], inputs[i]);
+                TensorCheck.Numbers(graph.OwnInputs[i], frame[i].Shape, inputs[i].Bytes);
+                inputs[i].Bytes.CopyTo(frame[i].Bytes);
+            }
+            Advance();
+            return outputs;
+        }
+
+        /// <summary>One frame on, of one float32 input and one float32 output.</summary>
+        /// <param name="numbers">Such as float32 [batch, EmbedDim].</param>
+        /// <returns>The output's numbers, such as float32 [batch, HiddenSize], valid until the next call.</returns>
+        /// <exception cref="ArgumentException">As above; or a stream of other inputs and outputs.</exception>
         public ReadOnlySpan<float> Step(ReadOnlySpan<float> numbers)
         {
             CheckDisposed();
-            if (numbers.Length != frame.Length)
-            {
-                throw new ArgumentException(
-                    $"frame has {numbers.Length} numbers, and the model takes {frame.Length} "
-                    + $"(float32 [{Batch}, {model.EmbedDim}]); give one frame for each stream of the batch");
-            }
-            EdificeModel.CheckNumbers("frame", numbers);
-            numbers.CopyTo(frame);
-            int next = BeginWrite();
-            if (model.Provider == "cpu")
-            {
-                session.RunWithBinding(run, bindings[current]);
-            }
-            else
-            {
-                // Another provider may copy an input when it is bound, and then reads that copy at every run.
-                Bind(bindings[current], graph, frameValue, slots[current], slots[next]);
-                session.RunWithBinding(run, bindings[current]);
-                bindings[current].SynchronizeBoundOutputs();
-            }
-            EdificeModel.CheckOutput(output, Stays);
-            EndWrite(next);
-            return output;
+            TensorCheck.Numbers(graph.OnlyFloats(), frame[0].Shape, MemoryMarshal.AsBytes(numbers));
+            numbers.CopyTo(frame[0].Numbers<float>());
+            Advance();
+            return outputs[0].Numbers<float>();
         }
 
         /// <summary>
         /// Many frames on at once: the numbers of as many steps, to rounding, in less time. Rewinding goes back over
         /// all of them as over one frame.
         /// </summary>
-        /// <param name="frames">float32 [batch, sequence, EmbedDim]; the sequence is what their number gives.</param>
-        /// <returns>The output at the last frame, float32 [batch, HiddenSize], valid until the next call.</returns>
-        /// <exception cref="ArgumentException">No whole frames, a NaN, or a number beyond MaxMagnitude.</exception>
-        /// <exception cref="System.IO.InvalidDataException">The output is not finite.</exception>
-        /// <remarks>After either the stream is where it was.</remarks>
+        /// <param name="inputs">
+        /// One tensor for each of `Bundle.Graph("prefill").OwnInputs`, in their order, with Batch as its first size.
+        /// </param>
+        /// <returns>The outputs at the last frame, as of a step, valid until the next call.</returns>
+        /// <exception cref="ArgumentException">As of a step; or sizes that should be equal and differ.</exception>
+        /// <exception cref="NotSupportedException">The bundle has no prefill graph.</exception>
+        /// <exception cref="System.IO.InvalidDataException">An output is not finite.</exception>
+        /// <remarks>After each of them the stream is where it was.</remarks>
+        public IReadOnlyList<EdificeTensor> Prefill(params EdificeTensor[] inputs)
+        {
+            CheckDisposed();
+            GraphSpec prefill = model.Bundle.Graph("prefill");
+            // Of frames there may be any number: they are computed in pieces.
+            string frames = model.Bundle.Frames ?? "";
+            TensorCheck.Inputs("a prefill", prefill, prefill.OwnInputs, inputs, unlimited: frames);
+            for (int i = 0; i < inputs.Length; i++)
+            {
+                CheckBatch(prefill.OwnInputs[i], inputs[i]);
+            }
+            int length = (int)inputs[0].Shape[1];
+            int most = Math.Max(Piece, model.Bundle.WindowSize);
+            most = prefill.Limits.TryGetValue(frames, out (int Least, int? Most) limit)
+                ? Math.Min(most, limit.Most ?? most)
+                : most;
+            int pieces = (length + most - 1) / most;
+            StateBuffers next = states.Begin();
+            using StateBuffers? other = pieces > 1 ? new StateBuffers(model.Bundle, Batch) : null;
+            StateBuffers past = states[states.Now];
+            for (int piece = 0; piece < pieces; piece++)
+            {
+                // By turns, so that the last piece writes to the next slot, and none to what it reads.
+                StateBuffers present = (pieces - piece) % 2 == 1 ? next : other!;
+                int start = piece * most, count = Math.Min(most, length - start);
+                RunPiece(prefill, pieces == 1 ? inputs : Part(inputs, start, count), past, present);
+                past = present;
+            }
+            states.End();
+            return outputs;
+        }
+
+        /// <summary>Many frames on at once, of one float32 input and one float32 output.</summary>
+        /// <param name="frames">
+        /// Such as float32 [batch, sequence, EmbedDim]; the sequence is what their number gives.
+        /// </param>
+        /// <returns>
+        /// The output's numbers at the last frame, such as float32 [batch, HiddenSize], valid until the next call.
+        /// </returns>
+        /// <exception cref="ArgumentException">As above; or a stream of other inputs and outputs.</exception>
         public ReadOnlySpan<float> Prefill(ReadOnlyMemory<float> frames)
         {
             CheckDisposed();
-            GraphSpec prefillGraph = model.Bundle.Graph("prefill");
-            InferenceSession prefill = model.Session("prefill");
-            long[] shape = EdificeModel.SequenceShape(prefillGraph, frames.Span, Batch);
-            using OrtValue sequence = OrtValue.CreateTensorValueFromMemory(
-                OrtMemoryInfo.DefaultInstance, MemoryMarshal.AsMemory(frames), shape);
-            using OrtIoBinding binding = prefill.CreateIoBinding();
-            int next = BeginWrite();
-            Bind(binding, prefillGraph, sequence, slots[current], slots[next]);
-            prefill.RunWithBinding(run, binding);
-            binding.SynchronizeBoundOutputs();
-            EdificeModel.CheckOutput(output, Stays);
-            EndWrite(next);
-            return output;
+            return Prefill(EdificeModel.Sequence(model.Bundle.Graph("prefill"), frames, Batch))[0].Numbers<float>();
         }
 
         /// <summary>Back to before the first frame; there is nothing to rewind then.</summary>
         public void Reset()
         {
             CheckDisposed();
-            initial.Id = Interlocked.Increment(ref lastId);
-            slots[current].Load(initial);
-            Rewindable = 0;
+            states.Reset();
         }
 
         /// <summary>Copies the state.</summary>
@@ -143,30 +169,18 @@ namespace Edifice
         public EdificeSnapshot Snapshot(EdificeSnapshot? reuse = null)
         {
             CheckDisposed();
-            EdificeSnapshot snapshot = reuse ?? new EdificeSnapshot(initial.Weights, initial.Data.Length);
-            CheckFits(snapshot);
-            slots[current].Save(snapshot);
-            return snapshot;
+            return states.Save(reuse);
         }
 
         /// <summary>
         /// Goes to a snapshot of this stream, or of another of the same bundle and batch: what comes next is bitwise
         /// what came after it. Frames from before it can still be rewound if it is in the history.
         /// </summary>
+        /// <exception cref="ArgumentException">It is of another bundle or batch.</exception>
         public void Restore(EdificeSnapshot snapshot)
         {
             CheckDisposed();
-            CheckFits(snapshot);
-            for (int back = 0; back <= Rewindable; back++)
-            {
-                if (slots[Back(back)].Id == snapshot.Id)
-                {
-                    Rewind(back);
-                    return;
-                }
-            }
-            slots[current].Load(snapshot);
-            Rewindable = 0;
+            states.Restore(snapshot);
         }
 
         /// <summary>Back by a number of frames.</summary>
@@ -174,14 +188,7 @@ namespace Edifice
         public void Rewind(int frames)
         {
             CheckDisposed();
-            if (frames < 0 || frames > Rewindable)
-            {
-                throw new ArgumentException(
-                    $"can't rewind {frames} frames: the history holds {Rewindable}, of at most {History}; "
-                    + "open the stream with a larger history, or keep snapshots");
-            }
-            current = Back(frames);
-            Rewindable -= frames;
+            states.Rewind(frames);
         }
 
         /// <summary>Frees the states.</summary>
@@ -192,40 +199,74 @@ namespace Edifice
                 return;
             }
             disposed = true;
-            foreach (OrtIoBinding binding in bindings)
-            {
-                binding.Dispose();
-            }
-            foreach (StateBuffers slot in slots)
-            {
-                slot.Dispose();
-            }
-            frameValue.Dispose();
-            outputValue.Dispose();
+            DisposeAll(bindings);
+            states.Dispose();
+            DisposeAll(frameValues);
+            DisposeAll(outputValues);
             run.Dispose();
         }
 
-        private int Back(int frames) => (current - frames + slots.Length) % slots.Length;
-
-        /// <summary>The slot to write to. What it held leaves the history even if the run fails.</summary>
-        private int BeginWrite()
+        private static void DisposeAll(IEnumerable<IDisposable> all)
         {
-            Rewindable = Math.Min(Rewindable, slots.Length - 2);
-            return (current + 1) % slots.Length;
+            foreach (IDisposable each in all)
+            {
+                each.Dispose();
+            }
         }
 
-        private void EndWrite(int next)
+        private static EdificeTensor[] Part(EdificeTensor[] inputs, int start, int count)
         {
-            current = next;
-            slots[next].Id = Interlocked.Increment(ref lastId);
-            Rewindable = Math.Min(Rewindable + 1, History);
+            return inputs.Select(input => input.Part(start, count)).ToArray();
+        }
+
+        private void Advance()
+        {
+            StateBuffers next = states.Begin();
+            OrtIoBinding binding = bindings[states.Now];
+            if (model.Provider == "cpu")
+            {
+                session.RunWithBinding(run, binding);
+            }
+            else
+            {
+                // Another provider may copy an input when it is bound, and then reads that copy at every run.
+                Bind(binding, graph, frameValues, states[states.Now], next);
+                session.RunWithBinding(run, binding);
+                binding.SynchronizeBoundOutputs();
+            }
+            CheckOutputs();
+            states.End();
+        }
+
+        private void RunPiece(GraphSpec prefill, EdificeTensor[] inputs, StateBuffers past, StateBuffers present)
+        {
+            OrtValue[] values = inputs.Select(input => input.ToOrtValue()).ToArray();
+            try
+            {
+                InferenceSession prefillSession = model.Session("prefill");
+                using OrtIoBinding binding = prefillSession.CreateIoBinding();
+                Bind(binding, prefill, values, past, present);
+                prefillSession.RunWithBinding(run, binding);
+                binding.SynchronizeBoundOutputs();
+            }
+            finally
+            {
+                DisposeAll(values);
+            }
+            CheckOutputs();
         }
 
         private void Bind(
-            OrtIoBinding binding, GraphSpec bound, OrtValue frames, StateBuffers past, StateBuffers present)
+            OrtIoBinding binding, GraphSpec bound, OrtValue[] inputs, StateBuffers past, StateBuffers present)
         {
-            binding.BindInput(bound.Inputs[0].Name, frames);
-            binding.BindOutput(bound.Outputs[0].Name, outputValue);
+            for (int i = 0; i < inputs.Length; i++)
+            {
+                binding.BindInput(bound.OwnInputs[i].Name, inputs[i]);
+            }
+            for (int i = 0; i < outputValues.Length; i++)
+            {
+                binding.BindOutput(bound.OwnOutputs[i].Name, outputValues[i]);
+            }
             for (int i = 0; i < past.Values.Length; i++)
             {
                 binding.BindInput(model.Bundle.States[i].Past, past.Values[i]);
@@ -233,14 +274,21 @@ namespace Edifice
             }
         }
 
-        private void CheckFits(EdificeSnapshot snapshot)
+        private void CheckOutputs()
         {
-            if (snapshot.Weights != initial.Weights || snapshot.Data.Length != initial.Data.Length)
+            for (int i = 0; i < outputs.Length; i++)
+            {
+                TensorCheck.Finite(graph.OwnOutputs[i], outputs[i], Stays);
+            }
+        }
+
+        private void CheckBatch(InputSpec spec, EdificeTensor given)
+        {
+            if (given.Shape[0] != Batch)
             {
                 throw new ArgumentException(
-                    $"the snapshot is of weights {snapshot.Weights.Substring(0, 12)} and {snapshot.Data.Length} bytes, "
-                    + $"and the stream of {initial.Weights.Substring(0, 12)} and {initial.Data.Length}; restore it in "
-                    + "a stream of the same bundle and batch");
+                    $"{spec.Name} has a {spec.Shape[0]} of {given.Shape[0]}, and the stream one of {Batch}; "
+                    + "give an entry for each stream");
             }
         }
 

@@ -1,5 +1,6 @@
 using System;
 using System.Diagnostics;
+using System.Linq;
 using System.Threading;
 
 namespace Edifice
@@ -37,15 +38,16 @@ namespace Edifice
             using EdificeStream stream = model.OpenStream();
             var random = new Random(1);
             var ticks = new long[count];
-            var inputs = new float[Depth][];
-            var outputs = new float[Depth][];
+            InputSpec[] specs = model.Bundle.Graph("stream").OwnInputs;
+            var inputs = new EdificeTensor[Depth][];
+            var outputs = new EdificeTensor[Depth][];
             for (int i = 0; i < Depth; i++)
             {
-                (inputs[i], outputs[i]) = (new float[model.EmbedDim], new float[model.HiddenSize]);
+                inputs[i] = specs.Select(spec => Numbers.Draw(spec, 1, random)).ToArray();
+                outputs[i] = Numbers.Copy(stream.Step(inputs[i])); // the first run of a session plans its memory
             }
-            EdificeSnapshot mark = stream.Snapshot();
-            stream.Step(inputs[0]); // the first run of a session plans its memory
             stream.Reset();
+            EdificeSnapshot mark = stream.Snapshot();
             int depth = 0; // frames since the mark; none while there is no mark
             int target = 0;
             long bytes = GC.GetAllocatedBytesForCurrentThread();
@@ -60,11 +62,11 @@ namespace Edifice
                     stream.Snapshot(mark);
                     (depth, target) = (0, random.Next(1, Depth + 1));
                 }
-                foreach (ref float number in inputs[depth].AsSpan())
+                for (int j = 0; j < specs.Length; j++)
                 {
-                    number = (float)(2 * random.NextDouble() - 1);
+                    Numbers.Draw(specs[j], inputs[depth][j], random);
                 }
-                stream.Step(inputs[depth]).CopyTo(outputs[depth]);
+                Numbers.CopyTo(stream.Step(inputs[depth]), outputs[depth]);
                 if (target > 0 && ++depth == target)
                 {
                     stream.Restore(mark);

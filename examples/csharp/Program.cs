@@ -35,7 +35,7 @@ namespace Edifice
             }
             catch (Exception error) when (
                 error is ArgumentException || error is NotSupportedException || error is IOException
-                || error is UnauthorizedAccessException)
+                || error is UnauthorizedAccessException || error is OutOfMemoryException)
             {
                 return Fail(2, error.Message);
             }
@@ -135,9 +135,9 @@ namespace Edifice
 
         private static void PrintCheck(EdificeModel model, int threads, SelfCheck check)
         {
+            string sizes = string.Concat(model.Bundle.Sizes.Select(size => $"{size.Key} {size.Value}, "));
             Console.WriteLine(
-                $"{Printable.Line(model.Bundle.Architecture)}, window of {model.Bundle.WindowSize} frames, on "
-                + "ONNX Runtime "
+                $"{Printable.Line(model.Bundle.Name)}, {Printable.Line(sizes)}on ONNX Runtime "
                 + $"{OrtEnv.Instance().GetVersionString()}, {model.Provider}, threads {threads}");
             Console.WriteLine("graph    tensors    error   p50 ms   p99 ms   max ms  bytes a call");
             foreach (GraphReport report in check.Graphs)
@@ -195,7 +195,7 @@ namespace Edifice
                 writer.WriteString("language", "csharp");
                 writer.WriteString("runtime", OrtEnv.Instance().GetVersionString());
                 writer.WriteString("provider", model.Provider);
-                writer.WriteString("architecture", model.Bundle.Architecture);
+                writer.WriteString("program", model.Bundle.Name);
                 fields(writer);
                 writer.WriteBoolean("ok", ok);
                 writer.WriteEndObject();

@@ -3,8 +3,6 @@ using System.Collections.Generic;
 using System.Diagnostics;
 using System.IO;
 using System.Linq;
-using System.Runtime.InteropServices;
-using Microsoft.ML.OnnxRuntime;
 
 namespace Edifice
 {
@@ -44,7 +42,7 @@ namespace Edifice
         public List<GraphReport> Graphs { get; } = new List<GraphReport>();
         public int RolledBack { get; private set; }
 
-        /// <summary>The message by which a frame that is too wide was refused.</summary>
+        /// <summary>The message by which an input with a number too few was refused.</summary>
         public string Refused { get; private set; } = "";
 
         /// <summary>What is wrong; null if nothing is.</summary>
@@ -59,14 +57,15 @@ namespace Edifice
             }
             if (!model.Bundle.Has("stream"))
             {
-                Refuse(() => model.Run(new float[model.EmbedDim + 1]));
+                EdificeTensor[] inputs = Draw(model.Bundle.Graph("window").OwnInputs);
+                Refuse(() => model.Run(WithoutANumber(inputs)));
                 return;
             }
             using EdificeStream stream = model.OpenStream(1, History);
-            float[] frame = RandomFrames(1);
-            float[] expected = stream.Step(frame).ToArray();
+            EdificeTensor[] frame = RandomFrame(1);
+            EdificeTensor[] expected = Numbers.Copy(stream.Step(frame));
             stream.Reset();
-            Refuse(() => stream.Step(new float[model.EmbedDim + 1]));
+            Refuse(() => stream.Step(WithoutANumber(frame)));
             Expect(Numbers.Same(stream.Step(frame), expected), "the stream moved when it refused a frame");
             CheckRollback(stream);
         }
@@ -76,79 +75,77 @@ namespace Edifice
             var report = new GraphReport(name);
             Graphs.Add(report);
             GraphSpec graph = model.Bundle.Graph(name);
-            InferenceSession session = model.Session(name);
-            foreach (string folder in graph.TestData)
+            try
             {
-                RunTestData(report, graph, session, folder);
+                foreach (string folder in graph.TestData)
+                {
+                    Compare(report, model.RunGraph(name, Read(folder, "input", graph.Inputs.Length)), folder);
+                }
+                if (graph.TestSequence != null)
+                {
+                    RunTestSequence(report, graph, graph.TestSequence);
+                }
             }
-            if (graph.TestSequence != null)
+            catch (ArgumentException error)
             {
-                RunTestSequence(report, graph.TestSequence);
+                throw new InvalidDataException(
+                    $"bundle {model.Bundle.Folder}: test data of the {name} graph is refused: {error.Message}", error);
             }
             Expect(
                 report.Error <= Limit,
                 $"the {name} graph differs from its test data by {report.Error:0.0e+00}, and {Limit:0e+00} may be");
-            float[] window = RandomFrames(model.Bundle.WindowSize);
-            int windows = Math.Max(20, frames / 50);
-            if (name == "window")
-            {
-                Measure(report, windows, _ => model.Run(window));
-                return;
-            }
-            using EdificeStream stream = model.OpenStream(1, 16);
-            if (name == "prefill")
-            {
-                Measure(report, windows, _ => stream.Prefill(window));
-                return;
-            }
-            int width = model.EmbedDim;
-            Measure(report, frames, i => stream.Step(window.AsSpan(i % model.Bundle.WindowSize * width, width)));
+            Time(report, graph);
         }
 
-        /// <summary>The graph as it is: all its inputs from files, all its outputs compared.</summary>
-        private void RunTestData(GraphReport report, GraphSpec graph, InferenceSession session, string folder)
+        /// <summary>How long a call takes of the sizes that the graph is made for.</summary>
+        private void Time(GraphReport report, GraphSpec graph)
         {
-            OrtValue[] inputs = Enumerable.Range(0, graph.Inputs.Length)
-                .Select(i => Read($"{folder}/input_{i}.pb").ToOrtValue()).ToArray();
-            using var run = new RunOptions();
-            using IDisposableReadOnlyCollection<OrtValue> outputs = session.Run(
-                run, graph.Inputs.Select(input => input.Name).ToArray(), inputs,
-                graph.Outputs.Select(output => output.Name).ToArray());
-            for (int i = 0; i < outputs.Count; i++)
+            EdificeTensor[] inputs = Draw(graph.OwnInputs);
+            int calls = Math.Max(20, frames / 50);
+            if (report.Graph == "window")
             {
-                Add(report, Numbers.Error(outputs[i], Read($"{folder}/output_{i}.pb")));
+                Measure(report, calls, _ => model.Run(inputs));
+                return;
             }
-            foreach (OrtValue input in inputs)
+            int batch = (int)inputs[0].Shape[0];
+            using EdificeStream stream = model.OpenStream(batch, 16);
+            if (report.Graph == "prefill")
             {
-                input.Dispose();
+                Measure(report, calls, _ => stream.Prefill(inputs));
+                return;
             }
+            EdificeTensor[][] several = Enumerable.Range(0, 60).Select(_ => RandomFrame(batch)).ToArray();
+            Measure(report, frames, i => stream.Step(several[i % several.Length]));
         }
 
-        /// <summary>Frames from the initial state on: the library's steps, and its prefill.</summary>
-        private void RunTestSequence(GraphReport report, string folder)
+        /// <summary>Frames from the initial state on: the library's steps, and its prefill if it has one.</summary>
+        private void RunTestSequence(GraphReport report, GraphSpec graph, string folder)
         {
-            TensorFile inputs = Read($"{folder}/input_0.pb");
-            TensorFile expected = Read($"{folder}/output_0.pb");
-            if (inputs.Shape.Length != 3 || expected.Shape.Length != 3
-                || inputs.Shape[2] != model.EmbedDim || expected.Shape[2] != model.HiddenSize
-                || !inputs.Shape.Take(2).SequenceEqual(expected.Shape.Take(2)))
+            EdificeTensor[] inputs = Read(folder, "input", graph.OwnInputs.Length);
+            EdificeTensor[] expected = Read(folder, "output", graph.OwnOutputs.Length);
+            EdificeTensor[] all = inputs.Concat(expected).ToArray();
+            if (all.Any(tensor => tensor.Shape.Length < 2 || !tensor.Shape.Take(2).SequenceEqual(all[0].Shape.Take(2))))
             {
                 throw new InvalidDataException(
                     $"{folder}: has frames and outputs that don't fit; build or copy the bundle again");
             }
-            (int batch, int length) = ((int)inputs.Shape[0], (int)inputs.Shape[1]);
-            float[] sequence = MemoryMarshal.Cast<byte, float>(inputs.Data).ToArray();
-            float[] outputs = MemoryMarshal.Cast<byte, float>(expected.Data).ToArray();
+            (int batch, int length) = ((int)all[0].Shape[0], (int)all[0].Shape[1]);
             using EdificeStream stream = model.OpenStream(batch, 1);
-            var computed = new float[outputs.Length];
+            EdificeTensor[] computed = Numbers.Copy(expected);
             for (int i = 0; i < length; i++)
             {
-                Numbers.Scatter(stream.Step(Numbers.Gather(sequence, batch, length, i)), computed, batch, length, i);
+                IReadOnlyList<EdificeTensor> outputs = stream.Step(At(inputs, i));
+                for (int j = 0; j < computed.Length; j++)
+                {
+                    Numbers.Scatter(outputs[j], computed[j], i);
+                }
             }
-            Add(report, Numbers.Error(computed, outputs));
-            stream.Reset();
-            float[] last = stream.Prefill(sequence).ToArray();
-            Add(report, Numbers.Error(last, Numbers.Gather(outputs, batch, length, length - 1)));
+            Compare(report, computed, expected);
+            if (model.Bundle.Has("prefill"))
+            {
+                stream.Reset();
+                Compare(report, stream.Prefill(inputs), At(expected, length - 1));
+            }
         }
 
         private void CheckRollback(EdificeStream stream)
@@ -160,12 +157,12 @@ namespace Edifice
             {
                 for (int wait = random.Next(1, 20); wait > 0; wait--)
                 {
-                    stream.Step(RandomFrames(1));
+                    stream.Step(RandomFrame(1));
                 }
                 snapshot = stream.Snapshot(snapshot);
                 int count = random.Next(1, 2 * History);
-                float[][] inputs = Enumerable.Range(0, count).Select(_ => RandomFrames(1)).ToArray();
-                float[][] outputs = inputs.Select(frame => stream.Step(frame).ToArray()).ToArray();
+                EdificeTensor[][] inputs = Enumerable.Range(0, count).Select(_ => RandomFrame(1)).ToArray();
+                EdificeTensor[][] outputs = inputs.Select(frame => Numbers.Copy(stream.Step(frame))).ToArray();
                 stream.Restore(snapshot);
                 other.Restore(snapshot);
                 for (int i = 0; i < count; i++)
@@ -188,7 +185,7 @@ namespace Edifice
             try
             {
                 call();
-                Expect(false, "a frame that is one too wide was not refused");
+                Expect(false, "an input with a number too few was not refused");
             }
             catch (ArgumentException error)
             {
@@ -216,19 +213,49 @@ namespace Edifice
             report.Times = Numbers.Percentiles(ticks);
         }
 
-        private static void Add(GraphReport report, double error)
+        private void Compare(GraphReport report, IReadOnlyList<EdificeTensor> found, string folder)
         {
-            report.Tensors++;
-            report.Error = Math.Max(report.Error, error);
+            Compare(report, found, Read(folder, "output", found.Count));
         }
 
-        private float[] RandomFrames(int count)
+        private static void Compare(
+            GraphReport report, IReadOnlyList<EdificeTensor> found, IReadOnlyList<EdificeTensor> expected)
         {
-            IEnumerable<int> places = Enumerable.Range(0, count * model.EmbedDim);
-            return places.Select(_ => (float)(2 * random.NextDouble() - 1)).ToArray();
+            for (int i = 0; i < expected.Count; i++)
+            {
+                report.Tensors++;
+                report.Error = Math.Max(report.Error, Numbers.Error(found[i], expected[i]));
+            }
         }
 
-        private TensorFile Read(string name) => TensorFile.Read(model.Bundle.Check(name));
+        /// <summary>The same inputs, the first of which lacks its last number.</summary>
+        private static EdificeTensor[] WithoutANumber(EdificeTensor[] inputs)
+        {
+            long[] shape = inputs[0].Shape;
+            long count = shape.Aggregate(1L, (product, size) => product * size);
+            return inputs.Skip(1).Prepend(EdificeTensor.Zeros(inputs[0].Type, count - 1).Reshape(shape)).ToArray();
+        }
+
+        private static EdificeTensor[] At(EdificeTensor[] sequences, int place)
+        {
+            return sequences.Select(sequence => Numbers.Gather(sequence, place)).ToArray();
+        }
+
+        private EdificeTensor[] Draw(InputSpec[] specs)
+        {
+            return specs.Select(spec => Numbers.Draw(spec, model.Bundle.Sizes, random)).ToArray();
+        }
+
+        private EdificeTensor[] RandomFrame(int batch)
+        {
+            return model.Bundle.Graph("stream").OwnInputs.Select(spec => Numbers.Draw(spec, batch, random)).ToArray();
+        }
+
+        private EdificeTensor[] Read(string folder, string kind, int count)
+        {
+            return Enumerable.Range(0, count)
+                .Select(i => TensorFile.Read(model.Bundle.Check($"{folder}/{kind}_{i}.pb"))).ToArray();
+        }
 
         private void Expect(bool holds, string problem)
         {

@@ -10,10 +10,10 @@ namespace Edifice
     /// <summary>The state of a stream at one moment, in memory of its own.</summary>
     public sealed class EdificeSnapshot
     {
-        internal EdificeSnapshot(string weights, int size) => (Weights, Data) = (weights, new byte[size]);
+        internal EdificeSnapshot(string identity, int size) => (Identity, Data) = (identity, new byte[size]);
 
-        /// <summary>The weights that the state belongs to.</summary>
-        internal string Weights { get; }
+        /// <summary>Of the bundle that the state belongs to.</summary>
+        internal string Identity { get; }
 
         /// <summary>All states, one after the other.</summary>
         internal byte[] Data { get; }
@@ -28,7 +28,7 @@ namespace Edifice
         public StateBuffers(Bundle bundle, int batch)
         {
             Values = bundle.States.Select(state => OrtValue.CreateAllocatedTensorValue(
-                OrtAllocator.DefaultInstance, state.Tensor.Type, Shape(state.Tensor, batch))).ToArray();
+                OrtAllocator.DefaultInstance, state.Tensor.Type, state.Tensor.OfBatch(batch))).ToArray();
         }
 
         public OrtValue[] Values { get; }
@@ -46,14 +46,14 @@ namespace Edifice
                     $"the states of a batch of {batch} take {size / (1 << 30):0} GiB, and a stream may have 2; "
                     + "open several streams of smaller batches");
             }
-            var snapshot = new EdificeSnapshot(bundle.Weights, (int)size);
+            var snapshot = new EdificeSnapshot(bundle.Identity, (int)size);
             Span<byte> rest = snapshot.Data;
             foreach (StateSpec state in bundle.States)
             {
                 Span<byte> bytes = rest.Slice(0, (int)Size(state.Tensor, batch));
                 if (state.InitialFile != null)
                 {
-                    byte[] one = ReadOne(bundle, state);
+                    Span<byte> one = ReadOne(bundle, state).Bytes;
                     for (int entry = 0; entry < batch; entry++)
                     {
                         one.CopyTo(bytes.Slice(entry * one.Length));
@@ -63,9 +63,13 @@ namespace Edifice
                 {
                     MemoryMarshal.Cast<byte, float>(bytes).Fill((float)state.Initial);
                 }
-                else
+                else if (state.Tensor.Type == TensorElementType.Int64)
                 {
                     MemoryMarshal.Cast<byte, long>(bytes).Fill((long)state.Initial);
+                }
+                else
+                {
+                    MemoryMarshal.Cast<byte, int>(bytes).Fill((int)state.Initial);
                 }
                 rest = rest.Slice(bytes.Length);
             }
@@ -104,26 +108,21 @@ namespace Edifice
             }
         }
 
-        private static byte[] ReadOne(Bundle bundle, StateSpec state)
+        private static EdificeTensor ReadOne(Bundle bundle, StateSpec state)
         {
-            TensorFile one = TensorFile.Read(bundle.Check(state.InitialFile!));
-            return one.Type == state.Tensor.Type && one.Shape.SequenceEqual(Shape(state.Tensor, 1))
-                ? one.Data
+            EdificeTensor one = TensorFile.Read(bundle.Check(state.InitialFile!));
+            return one.Type == state.Tensor.Type && one.Shape.SequenceEqual(state.Tensor.OfBatch(1))
+                ? one
                 : throw new InvalidDataException(
                     $"bundle {bundle.Folder}: '{state.InitialFile}' is not a value of the state {state.Tensor.Name}; "
                     + "build or copy the bundle again");
         }
 
-        private static long[] Shape(TensorSpec tensor, int batch)
-        {
-            return tensor.Shape.Select(size => size < 0 ? batch : (long)size).ToArray();
-        }
-
         /// <summary>Bytes, in a type that can't overflow.</summary>
         private static double Size(TensorSpec tensor, int batch)
         {
-            return Shape(tensor, batch).Aggregate(
-                tensor.Type == TensorElementType.Float ? 4.0 : 8.0, (bytes, size) => bytes * size);
+            double bytes = ElementTypes.Bytes(tensor.Type);
+            return tensor.OfBatch(batch).Aggregate(bytes, (product, size) => product * size);
         }
     }
 }

@@ -2,30 +2,18 @@ using System;
 using System.Collections.Generic;
 using System.IO;
 using System.Linq;
-using Microsoft.ML.OnnxRuntime;
 using Microsoft.ML.OnnxRuntime.Tensors;
 
 namespace Edifice
 {
     /// <summary>
     /// A tensor of a .pb file: of ONNX's TensorProto the fields that edifice-export writes, dims (1), data_type (2) and
-    /// raw_data (9). The rest is skipped; a file that keeps its numbers elsewhere is refused.
+    /// raw_data (9), little endian. The rest is skipped; a file that keeps its numbers elsewhere is refused.
     /// </summary>
-    public sealed class TensorFile
+    public static class TensorFile
     {
-        private TensorFile(TensorElementType type, long[] shape, byte[] data)
-        {
-            (Type, Shape, Data) = (type, shape, data);
-        }
-
-        public TensorElementType Type { get; }
-        public long[] Shape { get; }
-
-        /// <summary>The numbers, little endian, the last axis fastest.</summary>
-        public byte[] Data { get; }
-
-        /// <exception cref="InvalidDataException">It is not a tensor of float32 or int64.</exception>
-        public static TensorFile Read(string path)
+        /// <exception cref="InvalidDataException">It is not a tensor of one of the types that models take.</exception>
+        public static EdificeTensor Read(string path)
         {
             try
             {
@@ -37,19 +25,11 @@ namespace Edifice
             }
         }
 
-        /// <summary>A copy for ONNX Runtime.</summary>
-        public OrtValue ToOrtValue()
-        {
-            OrtValue value = OrtValue.CreateAllocatedTensorValue(OrtAllocator.DefaultInstance, Type, Shape);
-            Data.CopyTo(value.GetTensorMutableRawData());
-            return value;
-        }
-
-        private static TensorFile Parse(ReadOnlySpan<byte> rest)
+        private static EdificeTensor Parse(ReadOnlySpan<byte> rest)
         {
             var shape = new List<long>();
             ulong type = 0;
-            byte[] data = Array.Empty<byte>();
+            ReadOnlySpan<byte> data = default;
             while (rest.Length > 0)
             {
                 ulong key = Varint(ref rest);
@@ -61,32 +41,36 @@ namespace Edifice
                     5 => 4,
                     _ => throw new InvalidDataException("is not an ONNX TensorProto"),
                 };
-                ReadOnlySpan<byte> bytes = (key & 7) == 0 ? default : Take(ref rest, number);
+                ReadOnlySpan<byte> field = (key & 7) == 0 ? default : Take(ref rest, number);
                 switch (key)
                 {
                     case (1 << 3) | 0:
                         shape.Add((long)number);
                         break;
                     case (1 << 3) | 2:
-                        while (bytes.Length > 0)
+                        while (field.Length > 0)
                         {
-                            shape.Add((long)Varint(ref bytes));
+                            shape.Add((long)Varint(ref field));
                         }
                         break;
                     case (2 << 3) | 0:
                         type = number;
                         break;
                     case (9 << 3) | 2:
-                        data = bytes.ToArray();
+                        data = field;
                         break;
                 }
             }
-            if (type != (ulong)TensorElementType.Float && type != (ulong)TensorElementType.Int64)
+            // The numbers of ONNX's types are those of TensorElementType.
+            int bytes = ElementTypes.Bytes((TensorElementType)type);
+            if (type > int.MaxValue || bytes == 0)
             {
-                throw new InvalidDataException($"has the type {type}, and float32 (1) or int64 (7) was expected");
+                throw new InvalidDataException($"has the type {type}, which is none of {ElementTypes.All}");
             }
-            CheckSize(shape, type == (ulong)TensorElementType.Float ? 4 : 8, data.Length);
-            return new TensorFile((TensorElementType)type, shape.ToArray(), data);
+            CheckSize(shape, bytes, data.Length);
+            EdificeTensor tensor = EdificeTensor.Zeros((TensorElementType)type, shape.ToArray());
+            data.CopyTo(tensor.Bytes);
+            return tensor;
         }
 
         private static void CheckSize(List<long> shape, long bytes, long found)
