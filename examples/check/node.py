@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 
 from .damage import overflow
+from .handmade import write_handmade
 from .language import CheckError, Run, run
 from .npm import install_packages, link_packages
 
@@ -43,22 +44,32 @@ class Node:
         return run(["node", "main.mjs", bundle.absolute(), *arguments], sample / self.name)
 
     def extra(self, sample: Path, bundle: Path) -> list[str]:
-        """What the library promises beyond the self-check: node_extra.mjs.
+        """What the library promises beyond the self-check: node_extra.mjs and, for modules, node_generic.mjs.
 
         Raises:
             CheckError: it does not hold.
         """
-        script = Path(__file__).with_name("node_extra.mjs")
         with tempfile.TemporaryDirectory() as folder:
             copy = Path(shutil.copytree(bundle, Path(folder) / "bundle"))
             overflow(copy)
-            done = run(["node", script, sample.absolute(), bundle.absolute(), copy])
-        if done.returncode != 0:
-            raise CheckError(f"node: {done.stderr.strip() or done.stdout.strip()}")
+            handmade = write_handmade(Path(folder) / "handmade", prefill=False)
+            checked = self.run(sample, handmade, "--frames", "20")
+            done = self._script("node_extra.mjs", sample, bundle.absolute(), copy)
+            modules = self._script("node_generic.mjs", sample, handmade)
+        for each in (checked, done, modules):
+            if each.returncode != 0:
+                raise CheckError(f"node: {each.stderr.strip() or each.stdout.strip()}")
         asked = run(["node", "main.mjs", bundle.absolute(), "--bogus"], sample / self.name)
         missing = run(["node", "main.mjs", bundle.absolute(), "--provider", "nonsense"], sample / self.name)
         for refused, says in ((asked, "'--bogus'"), (missing, "provider 'nonsense' can't be had")):
             lines = refused.stderr.strip().splitlines()
             if refused.returncode != 2 or len(lines) != 1 or says not in lines[0]:
                 raise CheckError(f"node: expected exit status 2 and one line with {says}, got {refused}")
-        return [*done.stdout.strip().splitlines(), "node: refuses an unknown option, and a provider that is not there"]
+        return [
+            *done.stdout.strip().splitlines(),
+            *modules.stdout.strip().splitlines(),
+            "node: refuses an unknown option, and a provider that is not there",
+        ]
+
+    def _script(self, name: str, sample: Path, *bundles: Path) -> Run:
+        return run(["node", Path(__file__).with_name(name), sample.absolute(), *bundles])

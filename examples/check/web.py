@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
+from .handmade import write_handmade
 from .language import CheckError, Run, run
 from .npm import install_packages, link_packages
 
@@ -71,7 +72,7 @@ class Web:
         return Run(["web", str(bundle), *arguments], result["status"], report, error)
 
     def extra(self, sample: Path, bundle: Path) -> list[str]:
-        """The stream at 60 Hz on both providers, folders that are chosen or dropped, threads, and refusals.
+        """The stream at 60 Hz on both providers and of a module, folders that are chosen or dropped, threads, refusals.
 
         Raises:
             CheckError: one failed.
@@ -98,7 +99,12 @@ class Web:
         with _serve(sample, bundle, isolated=True) as address:
             found = self._drive(address, {"provider": "wasm", "threads": "2", "frames": "20"})
             _expect(found["result"]["status"] == 0 and not found["errors"], "two threads when isolated", found)
-        return [*lines, "web: two threads where the server isolates the page"]
+        lines.append("web: two threads where the server isolates the page")
+        with tempfile.TemporaryDirectory() as folder:
+            handmade = write_handmade(Path(folder) / "handmade", prefill=False)
+            with _serve(sample, handmade) as address:
+                lines.append(f"{self._check_stream(address, 'wasm', 'CPU')} (a module of two inputs and two outputs)")
+        return lines
 
     def screenshot(self, sample: Path, bundle: Path, path: Path, scheme: str = "light", width: int = 1280) -> None:
         """Writes a picture of the page as it streams.

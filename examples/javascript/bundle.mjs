@@ -1,42 +1,9 @@
 // A bundle of edifice-export: its manifest, and its files, each checked against the manifest before it is used.
 
+import { CheckError, RequestError } from './errors.mjs';
+import { MANIFEST, checkManifest } from './manifest.mjs';
 import { parseTensor } from './tensor_file.mjs';
-
-const MANIFEST = 'manifest.json';
-const SCHEMA_VERSION = 4;
-const MAX_FRAMES = 8192; // of a window: what edifice-export makes at most
-
-/**
- * Text that may come from a file of anybody's, as a terminal or a page may be given it: nothing in it moves the cursor,
- * hides or reorders text; letters of any script stay as they are. In JSON it is the same text.
- */
-export function printable(text) {
-  const escape = (unit) => `\\u${unit.charCodeAt(0).toString(16).padStart(4, '0')}`;
-  return text.replace(/[\p{C}\p{Zl}\p{Zp}]/gu, (letter) => letter.split('').map(escape).join(''));
-}
-
-/** An error that is for the user to read; `status` is what a program should exit with. */
-export class EdificeError extends Error {
-  constructor(message, status) {
-    super(printable(message.replace(/\s+/g, ' ').trim())); // ONNX Runtime's own messages have several lines
-    this.name = new.target.name;
-    this.status = status;
-  }
-}
-
-/** The bundle is damaged, or what was computed is wrong. */
-export class CheckError extends EdificeError {
-  constructor(message) {
-    super(message, 1);
-  }
-}
-
-/** What was asked for can't be had. */
-export class RequestError extends EdificeError {
-  constructor(message) {
-    super(message, 2);
-  }
-}
+import { describe, fits } from './tensors.mjs';
 
 export class Bundle {
   #read;
@@ -57,7 +24,7 @@ export class Bundle {
     } catch (error) {
       throw bundle.damaged(`${MANIFEST} is not JSON (${error.message})`);
     }
-    bundle.#checkManifest();
+    checkManifest(bundle);
     return bundle;
   }
 
@@ -66,14 +33,39 @@ export class Bundle {
     this.#read = read;
   }
 
-  /** The manifest's entry of a graph: 'window', 'stream' or 'prefill'. */
+  /** Whether there is a graph: 'window', 'stream' or 'prefill'. */
+  has(graph) {
+    return Object.hasOwn(this.manifest.graphs, graph);
+  }
+
+  /** The manifest's entry of a graph. */
   graph(name) {
-    const { graphs } = this.manifest;
-    if (Object.hasOwn(graphs, name)) return graphs[name];
-    throw new RequestError(
-      `bundle ${this.name}: has no ${name} graph, only ${Object.keys(graphs).join(' and ')}; ` +
-        'build one with --graph both',
-    );
+    if (this.has(name)) return this.manifest.graphs[name];
+    const { graphs, program } = this.manifest;
+    const found = Object.keys(graphs).join(' and ');
+    const remedy = program.kind === 'module' ? 'its module gives no other' : 'build one with --graph both';
+    throw new RequestError(`bundle ${this.name}: has no ${name} graph, only ${found}; ${remedy}`);
+  }
+
+  /** What a graph takes and gives beside the states. */
+  own(graph) {
+    const { inputs, outputs } = this.graph(graph);
+    const carried = graph === 'window' ? 0 : this.manifest.states.length;
+    return {
+      inputs: inputs.slice(0, inputs.length - carried),
+      outputs: outputs.slice(0, outputs.length - carried),
+    };
+  }
+
+  /** Of a stream, the symbol of its batch. */
+  get batch() {
+    return this.manifest.states[0].shape[0];
+  }
+
+  /** Frames that the graphs are made for at once; 1 where there are no frames. */
+  get windowSize() {
+    const { sizes, frames } = this.manifest;
+    return frames === null ? 1 : sizes[frames];
   }
 
   /** The contents of a file, if they are what the manifest says. */
@@ -97,92 +89,45 @@ export class Bundle {
     for (const path of Object.keys(this.manifest.files)) await this.file(path);
   }
 
-  /** A tensor of the bundle: { type, dims, data }. */
-  async tensor(path) {
+  /** A tensor of the bundle, { type, dims, data }, of the type and shape that it should have. */
+  async tensor(path, spec) {
     const bytes = await this.file(path);
+    let tensor;
     try {
-      return parseTensor(bytes);
+      tensor = parseTensor(bytes);
     } catch (error) {
       throw this.damaged(`'${path}' ${error.message}`);
     }
+    if (tensor.type === spec.dtype && fits(tensor.dims, spec.shape)) return tensor;
+    const found = describe(tensor.type, tensor.dims);
+    throw this.damaged(`'${path}' is ${found}, and ${spec.name} is ${describe(spec.dtype, spec.shape)}`);
   }
 
   /** The test data sets of a graph, one after the other: its inputs and its outputs by name. */
   async *testData(name) {
     const graph = this.graph(name);
-    const read = async (specs, path) => {
-      const tensors = {};
-      for (const [i, { name }] of specs.entries()) tensors[name] = await this.tensor(`${path}_${i}.pb`);
-      return tensors;
-    };
-    for (const folder of graph.test_data) {
-      const inputs = await read(graph.inputs, `${folder}/input`);
-      yield { folder, inputs, outputs: await read(graph.outputs, `${folder}/output`) };
-    }
+    for (const folder of graph.test_data) yield { folder, ...(await this.#tensors(folder, graph)) };
+  }
+
+  /** The longer test of a stream, its inputs and outputs at all frames by name; null where there is none. */
+  async testSequence() {
+    const longer = this.graph('stream').test_sequence;
+    return longer && { folder: longer.folder, ...(await this.#tensors(longer.folder, longer)) };
   }
 
   damaged(problem) {
     return new CheckError(`bundle ${this.name}: ${problem}; build or copy the bundle again`);
   }
 
-  /** Refuses a manifest that the rest of this program could stumble over. Nothing in it is trusted. */
-  #checkManifest() {
-    const { manifest } = this;
-    if (!isObject(manifest)) throw this.damaged(`${MANIFEST} is not a JSON object`);
-    const schema = manifest.schema_version;
-    if (!isCount(schema)) throw this.damaged(`${MANIFEST} has no schema_version`);
-    if (schema > SCHEMA_VERSION) {
-      throw new RequestError(
-        `bundle ${this.name}: has schema ${schema}, newer than ${SCHEMA_VERSION}, ` +
-          'the newest that this program reads; take a newer sample',
-      );
-    }
-    if (schema < SCHEMA_VERSION) {
-      throw new RequestError(`bundle ${this.name}: has schema ${schema}, older than ${SCHEMA_VERSION}; build it again`);
-    }
-    const expect = (condition, what) => {
-      if (!condition) throw this.damaged(`${MANIFEST}: ${what}`);
-    };
-    const window = isObject(manifest.options) ? manifest.options.window_size : undefined;
-    expect(isCount(window) && window <= MAX_FRAMES, `window_size is ${window}, and not 1 to ${MAX_FRAMES}`);
-    expect(isObject(manifest.files), 'files should be an object');
-    for (const [path, entry] of Object.entries(manifest.files)) {
-      this.#checkPath(path);
-      const sound = isObject(entry) && Number.isSafeInteger(entry.size) && typeof entry.sha256 === 'string';
-      expect(sound, `files '${path}' should have a size and a sha256`);
-    }
-    expect(isObject(manifest.graphs) && Object.keys(manifest.graphs).length, 'graphs should hold some');
-    for (const [name, graph] of Object.entries(manifest.graphs)) {
-      expect(isObject(graph), `graph ${name} should be an object`);
-      this.#checkPath(graph.model);
-      for (const list of [graph.inputs, graph.outputs]) {
-        const sound = Array.isArray(list) && list.length && list.every(isTensor);
-        expect(sound, `graph ${name} should have inputs and outputs`);
+  async #tensors(folder, specs) {
+    const read = async (kind) => {
+      const tensors = {};
+      for (const [i, spec] of specs[`${kind}s`].entries()) {
+        tensors[spec.name] = await this.tensor(`${folder}/${kind}_${i}.pb`, spec);
       }
-      expect(Array.isArray(graph.test_data) && graph.test_data.length, `graph ${name} should have test_data`);
-      graph.test_data.forEach((folder) => this.#checkPath(folder));
-      const limit = graph.max_sequence ?? null;
-      expect(limit === null || isCount(limit), `graph ${name}: max_sequence should be a number from 1 or null`);
-      if (graph.test_sequence) this.#checkPath(graph.test_sequence.folder);
-    }
-    expect(Array.isArray(manifest.states), 'states should be a list');
-    for (const state of manifest.states) {
-      const typed = isTensor(state) && ['float32', 'int64'].includes(state.dtype);
-      const sized = typed && state.shape[0] === 'batch' && state.shape.slice(1).every(isCount);
-      expect(sized, `state ${state?.name} should be float32 or int64 [batch, sizes]`);
-      if (typeof state.initial === 'string') this.#checkPath(state.initial);
-      else expect(Number.isFinite(state.initial), `state ${state.name} should have an initial value`);
-    }
-  }
-
-  /** A path of a manifest may come from anybody. It must stay in the bundle, on every operating system. */
-  #checkPath(path) {
-    if (typeof path !== 'string' || path === '' || /[\\:\p{C}]/u.test(path)) {
-      throw this.damaged(`${JSON.stringify(path)} is not the path of a file of the bundle`);
-    }
-    if (path.startsWith('/') || path.split('/').includes('..')) {
-      throw this.damaged(`the path '${path}' leaves the bundle`);
-    }
+      return tensors;
+    };
+    return { inputs: await read('input'), outputs: await read('output') };
   }
 }
 
@@ -192,18 +137,4 @@ async function hash(bytes) {
   }
   const digest = new Uint8Array(await crypto.subtle.digest('SHA-256', bytes));
   return Array.from(digest, (byte) => byte.toString(16).padStart(2, '0')).join('');
-}
-
-function isObject(value) {
-  return typeof value === 'object' && value !== null && !Array.isArray(value);
-}
-
-function isCount(value) {
-  return Number.isSafeInteger(value) && value >= 1;
-}
-
-function isTensor(value) {
-  const sizes = isObject(value) && Array.isArray(value.shape) ? value.shape : [];
-  const sound = sizes.length > 0 && sizes.every((size) => typeof size === 'string' || isCount(size));
-  return sound && typeof value.name === 'string' && typeof value.dtype === 'string';
 }

@@ -3,6 +3,7 @@
 //     const bundle = await Bundle.open('../bundle', read); //         read(path) gives a file's bytes
 //     const model = new Model(bundle, ort, { provider: 'cpu' }); //   ort: onnxruntime-node or onnxruntime-web
 //     const y = await model.run(frames, [1, 60, 287]); //             a window: Float32Array [batch, hidden_size]
+//     const { logits } = await model.run({ input_ids: { data: ids, dims: [1, 9] } }); // any inputs to any outputs
 //
 //     const stream = await model.stream();
 //     const y = await stream.step(frame); //                          one frame: Float32Array [batch, hidden_size]
@@ -10,8 +11,10 @@
 //     await stream.step(guess);
 //     stream.restore(mark); //                                        as if the guess had never been
 
-import { Bundle, CheckError, EdificeError, RequestError, printable } from './bundle.mjs';
-import { MAX_MAGNITUDE, Snapshot, State, Stream, checkOutput, checkSequence } from './stream.mjs';
+import { Bundle } from './bundle.mjs';
+import { CheckError, EdificeError, RequestError, printable } from './errors.mjs';
+import { Snapshot, State, Stream } from './stream.mjs';
+import { ARRAYS, MAX_MAGNITUDE, checkOutputs, plainly, takeInputs, volume } from './tensors.mjs';
 
 export { Bundle, CheckError, EdificeError, MAX_MAGNITUDE, RequestError, Snapshot, Stream, printable };
 
@@ -36,18 +39,23 @@ export class Model {
   }
 
   /**
-   * A window of any batch and length.
+   * Runs the window graph.
    *
-   * @param {Float32Array} frames
-   * @param {number[]} dims [batch, sequence, embed_dim]
-   * @returns {Promise<Float32Array>} [batch, hidden_size]
+   * @param inputs tensors { data, dims } by name, or an array of them in order; an ort.Tensor is one. Where all sizes
+   *   are fixed, a typed array alone is one too. A model of one input and one output takes and gives typed arrays.
+   * @param {number[]} dims of a typed array, such as [batch, sequence, embed_dim]
+   * @returns {Promise<object | TypedArray>} ort.Tensors by name; of a typed array the one output's numbers, such as
+   *   Float32Array [batch, hidden_size]
+   * @throws {RequestError} an input that the model does not take
+   * @throws {CheckError} ONNX Runtime could not run it, or an output is not finite
    */
-  async run(frames, dims) {
-    const graph = this.bundle.graph('window');
-    checkSequence(frames, dims, graph);
-    const { name } = graph.inputs[0];
-    const outputs = await this.runGraph('window', { [name]: new this.ort.Tensor('float32', frames, dims) });
-    return checkOutput(outputs[graph.outputs[0].name].data, '');
+  async run(inputs, dims) {
+    const { limits } = this.bundle.graph('window');
+    const own = this.bundle.own('window');
+    return plainly(inputs, dims, own.outputs, async (given) => {
+      const feeds = this.tensors(takeInputs(given, own.inputs, limits));
+      return checkOutputs(await this.runGraph('window', feeds), own.outputs);
+    });
   }
 
   /**
@@ -60,7 +68,7 @@ export class Model {
       throw new RequestError(`history must be an integer from 0, got ${history}`);
     }
     await this.session('stream');
-    await this.session('prefill');
+    if (this.bundle.has('prefill')) await this.session('prefill');
     return new Stream(this, await this.#initialState(batch), batch, history);
   }
 
@@ -72,6 +80,17 @@ export class Model {
       loading.catch(() => this.#sessions.delete(graph)); // so that it can be tried again
     }
     return this.#sessions.get(graph);
+  }
+
+  /** Tensors of the runtime, by name, from { type, data, dims }. */
+  tensors(named) {
+    const made = ({ type, data, dims }) => {
+      if (type !== 'float16' || !this.ort.env.versions.node) return new this.ort.Tensor(type, data, dims);
+      // Where there is Float16Array, Node's Tensor turns bits into one, and its session can't read that.
+      const bits = new Uint16Array(data.buffer, data.byteOffset, data.length);
+      return { type, data: bits, dims, location: 'cpu' };
+    };
+    return Object.fromEntries(Object.entries(named).map(([name, tensor]) => [name, made(tensor)]));
   }
 
   /** Runs a graph as it is: tensors by input name to tensors by output name. */
@@ -92,7 +111,7 @@ export class Model {
   }
 
   async #load(graph) {
-    const { model, outputs } = this.bundle.graph(graph);
+    const { model, inputs, outputs } = this.bundle.graph(graph);
     const bytes = await this.bundle.file(model);
     const options = {
       executionProviders: [this.provider],
@@ -100,13 +119,22 @@ export class Model {
       logSeverityLevel: 3, // no warnings, such as that nodes on shapes run on the CPU
     };
     if (this.provider === 'webgpu' && this.ort.env.versions.web) {
-      // States stay where they are computed; the output comes back.
-      options.preferredOutputLocation = Object.fromEntries(outputs.slice(1).map(({ name }) => [name, 'gpu-buffer']));
+      // States stay where they are computed; the other outputs come back.
+      const states = outputs.slice(this.bundle.own(graph).outputs.length);
+      options.preferredOutputLocation = Object.fromEntries(states.map(({ name }) => [name, 'gpu-buffer']));
     }
     const data = `${model}.data`; // models beyond 2 GiB keep their weights beside them
     if (Object.hasOwn(this.bundle.manifest.files, data)) {
       options.externalData = [{ path: data.split('/').pop(), data: await this.bundle.file(data) }];
     }
+    const session = await this.#open(model, bytes, options);
+    const same = (found, specs) => JSON.stringify(found) === JSON.stringify(specs.map(({ name }) => name));
+    if (same(session.inputNames, inputs) && same(session.outputNames, outputs)) return session;
+    await session.release();
+    throw this.bundle.damaged(`'${model}' has other inputs or outputs than the manifest says`);
+  }
+
+  async #open(model, bytes, options) {
     try {
       return await this.ort.InferenceSession.create(bytes, options);
     } catch (error) {
@@ -119,22 +147,18 @@ export class Model {
 
   async #initialState(batch) {
     const tensors = {};
-    for (const { name, dtype, shape, initial } of this.bundle.manifest.states) {
-      const dims = [batch, ...shape.slice(1)];
-      const size = dims.reduce((product, dim) => product * dim);
-      const data = dtype === 'int64' ? new BigInt64Array(size) : new Float32Array(size);
+    for (const { name, dtype, shape: [, ...shape], initial } of this.bundle.manifest.states) {
+      const dims = [batch, ...shape];
+      const data = new ARRAYS[dtype][0](volume(dims));
       if (typeof initial === 'string') {
-        const one = await this.bundle.tensor(initial); // of one entry of the batch
-        if (one.type !== dtype || String(one.dims) !== String([1, ...shape.slice(1)])) {
-          throw this.bundle.damaged(`'${initial}' is ${one.type} [${one.dims.join(', ')}], not the state ${name}`);
-        }
+        const one = await this.bundle.tensor(initial, { name, dtype, shape: [1, ...shape] });
         for (let entry = 0; entry < batch; entry++) data.set(one.data, entry * one.data.length);
       } else {
         data.fill(dtype === 'int64' ? BigInt(Math.trunc(initial)) : initial);
       }
-      tensors[`past.${name}`] = new this.ort.Tensor(dtype, data, dims);
+      tensors[`past.${name}`] = { type: dtype, data, dims };
     }
-    return new State(tensors);
+    return new State(this.tensors(tensors));
   }
 }
 

@@ -2,6 +2,7 @@
 // back work, and how long does a frame take?
 
 import { EdificeError } from './edifice.mjs';
+import { ARRAYS, framesOf, numbersOf, volume } from './tensors.mjs';
 
 const ROLLBACKS = 20;
 const TOLERANCES = { webgpu: 1e-3 }; // GPUs round otherwise, and add in another order
@@ -22,16 +23,15 @@ export async function selfCheck(model, { language, frames = 10000, progress = as
   await progress('files');
   await bundle.checkFiles();
   const graphs = [];
-  for (const graph of ['window', 'stream', 'prefill']) {
-    if (!Object.hasOwn(bundle.manifest.graphs, graph)) continue;
+  for (const graph of ['window', 'stream', 'prefill'].filter((name) => bundle.has(name))) {
     const { errors, worst } = await compareAll(model, graph, progress);
     const error = Math.max(...errors);
     if (!(error <= limit)) problems.push(`${worst} is off by ${error.toExponential(1)}, and ${limit} is allowed`);
     graphs.push({ graph, tensors: errors.length, error });
   }
-  const streams = Object.hasOwn(bundle.manifest.graphs, 'stream');
-  const stream = streams ? await model.stream({ history: ROLLBACKS }) : null;
-  const rollbacks = streams ? await rollBack(stream, problems, progress) : 0;
+  const batch = bundle.has('stream') && bundle.manifest.sizes[bundle.batch];
+  const stream = batch ? await model.stream({ batch, history: ROLLBACKS }) : null;
+  const rollbacks = stream ? await rollBack(stream, problems, progress) : 0;
   const refused = await refusal(model, stream, problems);
   for (const entry of graphs) Object.assign(entry, await latency(model, stream, entry.graph, frames, progress));
   const states = stream?.location ?? null;
@@ -40,7 +40,7 @@ export async function selfCheck(model, { language, frames = 10000, progress = as
     language,
     runtime: ort.env.versions.node ?? ort.env.versions.web,
     provider,
-    architecture: bundle.manifest.architecture,
+    program: bundle.manifest.program.name,
     states, // where they are kept: 'cpu' or 'gpu-buffer'
     limit,
     rollbacks,
@@ -53,7 +53,7 @@ export async function selfCheck(model, { language, frames = 10000, progress = as
 
 /** The error of each output of each test data set of a graph and, of a stream, of its longer test. */
 async function compareAll(model, graph, progress) {
-  const { bundle, ort } = model;
+  const { bundle } = model;
   const errors = [];
   let worst = '';
   const add = (error, what) => {
@@ -62,62 +62,63 @@ async function compareAll(model, graph, progress) {
   };
   for await (const { folder, inputs, outputs } of bundle.testData(graph)) {
     await progress(folder);
-    const feeds = {};
-    for (const [name, { type, data, dims }] of Object.entries(inputs)) feeds[name] = new ort.Tensor(type, data, dims);
-    const results = await model.runGraph(graph, feeds);
-    for (const [name, expected] of Object.entries(outputs)) add(await difference(results[name], expected), name);
+    const results = await model.runGraph(graph, model.tensors(inputs));
+    for (const [name, expected] of Object.entries(outputs)) add(await difference([[results[name], expected]]), name);
   }
-  const longer = bundle.graph(graph).test_sequence;
+  const longer = graph === 'stream' ? await bundle.testSequence() : null;
   if (longer) {
     await progress(longer.folder);
-    const frames = await bundle.tensor(`${longer.folder}/input_0.pb`);
-    const expected = await bundle.tensor(`${longer.folder}/output_0.pb`);
-    add(await sequenceDifference(model, frames, expected), longer.folder);
+    for (const [name, pairs] of await sequencePairs(model, longer)) {
+      add(Math.max(await difference(pairs.steps), await difference(pairs.prefill)), `${name} of ${longer.folder}`);
+    }
   }
   return { errors, worst: `${graph}: ${worst}` };
 }
 
-/** The error of a stream that is given frames [batch, sequence, size] from its start: one by one, and all at once. */
-async function sequenceDifference(model, frames, expected) {
-  const [batch, sequence, width] = frames.dims;
-  const size = expected.dims[2];
+/** What a stream gives from its start, frame by frame and all at once, and what is right: pairs by output name. */
+async function sequencePairs(model, { inputs, outputs }) {
+    const pairs = new Map(Object.keys(outputs).map((name) => [name, { steps: [], prefill: [] }]));
+  const add = (found, way, t) => {
+    for (const [name, { [way]: list }] of pairs) list.push([found[name], frameOf(outputs[name], t)]);
+  };
+  const inOrder = model.bundle.own('stream').inputs.map(({ name }) => inputs[name]);
+  const [batch, length] = inOrder[0].dims;
   const stream = await model.stream({ batch, history: 0 });
-  const found = new Float32Array(batch * sequence * size);
-  for (let t = 0; t < sequence; t++) {
-    const frame = new Float32Array(batch * width);
-    for (let b = 0; b < batch; b++) {
-      const start = (b * sequence + t) * width;
-      frame.set(frames.data.subarray(start, start + width), b * width);
-    }
-    const output = await stream.step(frame);
-    for (let b = 0; b < batch; b++) {
-      found.set(output.subarray(b * size, (b + 1) * size), (b * sequence + t) * size);
-    }
+  for (let t = 0; t < length; t++) {
+    add(await stream.step(inOrder.map((tensor) => frameOf(tensor, t))), 'steps', t);
   }
   stream.reset();
-  const last = await stream.prefill(frames.data, frames.dims);
+  if (model.bundle.has('prefill')) add(await stream.prefill(inOrder), 'prefill', length - 1);
   stream.release();
-  const ends = Array.from({ length: batch }, (_, b) => ((b + 1) * sequence - 1) * size);
-  const lasts = Float32Array.from(ends.flatMap((start) => [...expected.data.subarray(start, start + size)]));
-  const [type, dims] = ['float32', [batch, size]];
-  return Math.max(
-    await difference({ type, dims: [batch, sequence, size], data: found }, expected),
-    await difference({ type, dims, data: last }, { type, dims, data: lasts }),
-  );
+  return pairs;
 }
 
-/** max |found - expected| / max(1, max |expected|); integers must be equal; infinite for another shape or a NaN. */
-async function difference(found, expected) {
-  const data = found.getData ? await found.getData(true) : found.data; // from the GPU, if it is there
-  if (found.type !== expected.type || String(found.dims) !== String(expected.dims)) return Infinity;
-  if (expected.type === 'int64') return expected.data.every((number, i) => number === data[i]) ? 0 : Infinity;
+function frameOf(tensor, t) {
+  const { type, dims: [batch, , ...rest], data } = framesOf(tensor, t, t + 1);
+  return { type, dims: [batch, ...rest], data };
+}
+
+/**
+ * max |found - expected| / max(1, max |expected|) of all pairs together; integers must be equal; infinite for another
+ * type or shape, or a NaN.
+ */
+async function difference(pairs) {
   let error = 0;
   let scale = 1;
-  for (let i = 0; i < data.length; i++) {
-    const apart = Math.abs(data[i] - expected.data[i]);
-    if (Number.isNaN(apart)) return Infinity; // a NaN is greater than nothing, and would be overlooked
-    error = Math.max(error, apart);
-    scale = Math.max(scale, Math.abs(expected.data[i]));
+  for (const [found, expected] of pairs) {
+    if (found.type !== expected.type || String(found.dims) !== String(expected.dims)) return Infinity;
+    const data = found.getData ? await found.getData(true) : found.data; // from the GPU, if it is there
+    if (!expected.type.startsWith('float')) {
+      if (!sameBytes(data, expected.data)) return Infinity;
+      continue;
+    }
+    const [numbers, right] = [numbersOf(data), numbersOf(expected.data)];
+    for (let i = 0; i < numbers.length; i++) {
+      const apart = Math.abs(numbers[i] - right[i]);
+      if (Number.isNaN(apart)) return Infinity; // a NaN is greater than nothing, and would be overlooked
+      error = Math.max(error, apart);
+      scale = Math.max(scale, Math.abs(right[i]));
+    }
   }
   return error / scale;
 }
@@ -125,16 +126,17 @@ async function difference(found, expected) {
 /** Goes on from random frames, back, and on again: the same frames must give the same bits. */
 async function rollBack(stream, problems, progress) {
   await progress('rollback');
-  const width = stream.model.bundle.graph('stream').inputs[0].shape[1];
+  const { bundle } = stream.model;
   const random = randomNumbers(1);
+  const someFrames = (count) => Array.from({ length: count }, () => drawAll(bundle, 'stream', random));
   const play = async (frames) => {
     const outputs = [];
-    for (const frame of frames) outputs.push(await stream.step(frame));
+    for (const frame of frames) outputs.push(...Object.values(await stream.step(frame)));
     return outputs;
   };
   for (let n = 1; n <= ROLLBACKS; n++) {
-    await play(Array.from({ length: random.integer(12) }, () => random.frame(width)));
-    const frames = Array.from({ length: 1 + random.integer(ROLLBACKS) }, () => random.frame(width));
+    await play(someFrames(random.integer(12)));
+    const frames = someFrames(1 + random.integer(ROLLBACKS));
     const mark = stream.snapshot();
     const first = await play(frames);
     stream.restore(mark);
@@ -144,35 +146,35 @@ async function rollBack(stream, problems, progress) {
     stream.rewind(back);
     const third = await play(frames.slice(-back));
     if (!sameBits(first, second)) problems.push(`rollback ${n}: the stream gives other bits when restored`);
-    if (!sameBits(first.slice(-back), third)) problems.push(`rollback ${n}: the stream gives other bits when rewound`);
+    if (!sameBits(first.slice(-third.length), third)) {
+      problems.push(`rollback ${n}: the stream gives other bits when rewound`);
+    }
   }
   return ROLLBACKS;
 }
 
-/** What the library says to a frame that is one wider than the model's. */
+/** What the library says to an input that lacks a number. */
 async function refusal(model, stream, problems) {
-  const width = model.bundle.graph(stream ? 'stream' : 'window').inputs[0].shape.at(-1) + 1;
+  const inputs = drawAll(model.bundle, stream ? 'stream' : 'window', randomNumbers(3));
+  inputs[0].data = inputs[0].data.slice(1);
   try {
-    if (stream) await stream.step(new Float32Array(width));
-    else await model.run(new Float32Array(width), [1, 1, width]);
+    if (stream) await stream.step(inputs);
+    else await model.run(inputs);
   } catch (error) {
     if (error instanceof EdificeError) return error.message;
     throw error;
   }
-  problems.push('a frame one wider than the model takes was not refused');
+  problems.push('an input that lacks a number was not refused');
   return null;
 }
 
 /** Milliseconds of a frame, or of a window. */
 async function latency(model, stream, graph, frames, progress) {
-  const length = model.bundle.manifest.options.window_size;
-  const width = model.bundle.graph(graph).inputs[0].shape.at(-1);
-  const random = randomNumbers(2);
-  const input = random.frame(graph === 'stream' ? width : length * width);
+  const inputs = drawAll(model.bundle, graph, randomNumbers(2));
   const run = {
-    window: () => model.run(input, [1, length, width]),
-    stream: () => stream.step(input),
-    prefill: () => stream.prefill(input, [1, length, width]),
+    window: () => model.run(inputs),
+    stream: () => stream.step(inputs),
+    prefill: () => stream.prefill(inputs),
   }[graph];
   const count = graph === 'stream' ? frames : Math.max(20, Math.floor(frames / 50));
   const times = [];
@@ -189,8 +191,33 @@ async function latency(model, stream, graph, frames, progress) {
 }
 
 function sameBits(first, second) {
-  const bits = ({ buffer, byteOffset, length }) => new Uint32Array(buffer, byteOffset, length);
-  return String(first.map(bits)) === String(second.map(bits));
+  return first.length === second.length && first.every((tensor, i) => sameBytes(tensor.data, second[i].data));
+}
+
+function sameBytes(first, second) {
+  const [a, b] = [first, second].map(({ buffer, byteOffset, byteLength }) => {
+    return new Uint8Array(buffer, byteOffset, byteLength);
+  });
+  return a.length === b.length && a.every((byte, i) => byte === b[i]);
+}
+
+/** All inputs of a graph, in order, for the sizes that the graphs are made for. */
+function drawAll(bundle, graph, random) {
+  return bundle.own(graph).inputs.map((spec) => draw(spec, bundle.manifest.sizes, random));
+}
+
+/** A tensor of the kind of values that an input holds. */
+function draw({ dtype, shape, values: { kind, below } }, sizes, random) {
+  const dims = shape.map((size) => sizes[size] ?? size);
+  const hidden = random.integer(dims.at(-1) ?? 1); // of a mask: zeros, and then ones
+  const number = {
+    normal: dtype === 'float16' ? random.half : random.number,
+    ids: () => random.integer(below),
+    integers: () => random.integer(below),
+    mask: (i) => Number(i % dims.at(-1) >= hidden),
+  }[kind];
+  const whole = dtype === 'int64' ? BigInt : Number;
+  return { data: ARRAYS[dtype][0].from({ length: volume(dims) }, (_, i) => whole(number(i))), dims };
 }
 
 /** Random numbers that are the same in every run. */
@@ -200,8 +227,10 @@ function randomNumbers(seed) {
     state = (Math.imul(state, 1664525) + 1013904223) >>> 0;
     return state / 2 ** 32;
   };
+  const integer = (limit) => Math.floor(next() * limit);
   return {
-    integer: (limit) => Math.floor(next() * limit),
-    frame: (size) => Float32Array.from({ length: size }, () => 2 * next() - 1),
+    integer,
+    number: () => 2 * next() - 1,
+    half: () => 0x3800 | integer(1024) | (integer(2) << 15), // the bits of a number between 0.5 and 1, or negative
   };
 }

@@ -3,10 +3,8 @@
 // Each run reads one set of tensors and makes another. Nothing is updated in place, so a snapshot is a reference to a
 // set, and going back to one copies nothing.
 
-import { CheckError, RequestError } from './bundle.mjs';
-
-/** The largest number that a frame may hold: models square them, and are verified up to here. */
-export const MAX_MAGNITUDE = 1e12;
+import { RequestError } from './errors.mjs';
+import { checkOutputs, framesOf, plainly, takeInputs } from './tensors.mjs';
 
 const PIECE = 1024; // frames that prefill hands over at once, unless the window is longer
 
@@ -36,24 +34,17 @@ export class Stream {
   /**
    * One frame on.
    *
-   * @param {Float32Array} frame [batch, embed_dim]
-   * @returns {Promise<Float32Array>} [batch, hidden_size]
+   * @param frame typed arrays by input name, or an array of them in order, each for all streams, such as Float32Array
+   *   [batch, embed_dim]. A stream of one input and one output takes and gives typed arrays.
+   * @returns {Promise<object | TypedArray>} ort.Tensors by name; of a typed array the one output's numbers, such as
+   *   Float32Array [batch, hidden_size]
    */
   async step(frame) {
-    const { name, shape } = this.model.bundle.graph('stream').inputs[0];
-    const dims = [this.batch, shape[1]];
-    checkNumbers(frame, name);
-    if (frame.length !== dims[0] * dims[1]) {
-      throw new RequestError(
-        `${name} has ${frame.length} numbers, and the model takes ${dims[0] * dims[1]} ` +
-          `(float32 [${dims.join(', ')}]); give embed_dim numbers for each stream`,
-      );
-    }
-    return this.#work(async () => {
-      const tensor = new this.model.ort.Tensor('float32', frame, dims);
-      const [output, after] = await this.#run('stream', tensor, this.#current);
+    const { limits } = this.model.bundle.graph('stream');
+    return this.#take('stream', limits, frame, undefined, async (inputs) => {
+      const [outputs, after] = await this.#run('stream', inputs, this.#current);
       this.#advance(after);
-      return output;
+      return outputs;
     });
   }
 
@@ -61,30 +52,31 @@ export class Stream {
    * Many frames on at once: what as many steps give, to rounding, and faster. A rewind goes back over all of them as
    * over one frame.
    *
-   * @param {Float32Array} frames
-   * @param {number[]} dims [batch, sequence, embed_dim]
-   * @returns {Promise<Float32Array>} the output at the last frame, [batch, hidden_size]
+   * @param frames tensors { data, dims } by name, or an array of them in order, of one input a typed array
+   * @param {number[]} dims of a typed array, such as [batch, sequence, embed_dim]
+   * @returns {Promise<object | TypedArray>} the outputs at the last frame, as those of a step
+   * @throws {RequestError} the bundle has no prefill graph, or as for a step
    */
   async prefill(frames, dims) {
-    checkSequence(frames, dims, this.model.bundle.graph('prefill'));
-    if (dims[0] !== this.batch) {
-      throw new RequestError(`state_sequence has a batch of ${dims[0]}, and the stream one of ${this.batch}`);
-    }
-    return this.#work(async () => {
-      const length = Math.max(PIECE, this.model.bundle.manifest.options.window_size);
+    const { bundle } = this.model;
+    // Of frames there may be any number: they are handed over in pieces.
+    const { [bundle.manifest.frames]: [, limit] = [1, null], ...limits } = bundle.graph('prefill').limits;
+    const most = Math.min(limit ?? Infinity, Math.max(PIECE, bundle.windowSize));
+    return this.#take('prefill', limits, frames, dims, async (inputs) => {
+      const length = Object.values(inputs)[0].dims[1];
       let state = this.#current.keep();
-      let output;
-      for (let start = 0; start < dims[1]; start += length) {
-        const piece = this.#piece(frames, dims, start, Math.min(start + length, dims[1]));
+      let outputs;
+      for (let start = 0; start < length; start += most) {
+        const piece = ([name, tensor]) => [name, framesOf(tensor, start, Math.min(start + most, length))];
         const before = state;
         try {
-          [output, state] = await this.#run('prefill', piece, before);
+          [outputs, state] = await this.#run('prefill', Object.fromEntries(Object.entries(inputs).map(piece)), before);
         } finally {
           before.release();
         }
       }
       this.#advance(state);
-      return output;
+      return outputs;
     });
   }
 
@@ -144,38 +136,35 @@ export class Stream {
     if (this.#busy) throw new RequestError('the stream is at work, or was released; await each call before the next');
   }
 
-  async #work(job) {
-    this.#checkIdle();
-    this.#busy = true;
-    try {
-      return await job();
-    } finally {
-      this.#busy = false;
-    }
+  /** Checks what was given, and gives it to a job while nothing else is done. */
+  #take(graph, limits, given, dims, job) {
+    const { bundle } = this.model;
+    const { inputs, outputs } = bundle.own(graph);
+    return plainly(given, dims, outputs, async (tensors) => {
+      const known = { [bundle.batch]: [this.batch, 'the stream'] };
+      const taken = takeInputs(tensors, inputs, limits, known);
+      this.#checkIdle();
+      this.#busy = true;
+      try {
+        return await job(taken);
+      } finally {
+        this.#busy = false;
+      }
+    });
   }
 
-  async #run(graph, frames, before) {
-    const { inputs, outputs } = this.model.bundle.graph(graph);
-    const results = await this.model.runGraph(graph, { [inputs[0].name]: frames, ...before.tensors });
+  async #run(graph, inputs, before) {
+    const { bundle } = this.model;
+    const results = await this.model.runGraph(graph, { ...this.model.tensors(inputs), ...before.tensors });
     const after = {};
-    for (const { name } of this.model.bundle.manifest.states) after[`past.${name}`] = results[`present.${name}`];
+    for (const { name } of bundle.manifest.states) after[`past.${name}`] = results[`present.${name}`];
     const state = new State(after);
     try {
-      return [checkOutput(results[outputs[0].name].data, ', and the stream stays where it was'), state];
+      return [checkOutputs(results, bundle.own(graph).outputs, ', and the stream stays where it was'), state];
     } catch (error) {
       state.release();
       throw error;
     }
-  }
-
-  #piece(frames, [batch, sequence, width], start, end) {
-    if (end - start === sequence) return new this.model.ort.Tensor('float32', frames, [batch, sequence, width]);
-    const piece = new Float32Array(batch * (end - start) * width);
-    for (let entry = 0; entry < batch; entry++) {
-      const offset = entry * sequence;
-      piece.set(frames.subarray((offset + start) * width, (offset + end) * width), entry * (end - start) * width);
-    }
-    return new this.model.ort.Tensor('float32', piece, [batch, end - start, width]);
   }
 
   #advance(after) {
@@ -223,41 +212,4 @@ export class State {
     if (--this.#users > 0) return;
     for (const tensor of Object.values(this.tensors)) if (tensor.location !== 'cpu') tensor.dispose();
   }
-}
-
-/** Refuses frames [batch, sequence, embed_dim] that a graph does not take. */
-export function checkSequence(frames, dims, graph) {
-  const [{ name, shape }] = graph.inputs;
-  checkNumbers(frames, name, (i) => ` in frame ${Math.floor(i / shape[2]) % dims?.[1]}`);
-  const shaped = Array.isArray(dims) && dims.length === 3 && dims.every((size) => Number.isInteger(size) && size > 0);
-  const [batch, sequence, width] = shaped ? dims : [];
-  const expected = `(float32 [${shape.join(', ')}])`;
-  if (!shaped || frames.length !== batch * sequence * width) {
-    throw new RequestError(`${name} has ${frames.length} numbers, which is not [${dims}]; give its dims ${expected}`);
-  }
-  if (width !== shape[2]) {
-    throw new RequestError(`a frame of ${name} has ${width} numbers, and the model takes ${shape[2]} ${expected}`);
-  }
-  if (graph.max_sequence && sequence > graph.max_sequence) {
-    throw new RequestError(`${name} has ${sequence} frames, and the model takes at most ${graph.max_sequence}`);
-  }
-}
-
-/** Refuses an output that is not finite. */
-export function checkOutput(output, consequence) {
-  if (output.every(Number.isFinite)) return output;
-  throw new CheckError(
-    `output is not finite: float32 overflows in this model on these frames${consequence}; ` +
-      'scale them down, or mend the weights',
-  );
-}
-
-function checkNumbers(frames, name, where = () => '') {
-  if (!(frames instanceof Float32Array)) throw new RequestError(`${name} should be a Float32Array`);
-  const odd = frames.findIndex((number) => !(Math.abs(number) <= MAX_MAGNITUDE)); // a NaN is not
-  if (odd < 0) return;
-  const wanted = Number.isFinite(frames[odd])
-    ? 'numbers up to 1e12 are taken, beyond which float32 may overflow; scale or mend the input'
-    : 'the model takes finite numbers';
-  throw new RequestError(`${name} holds ${Number(frames[odd].toPrecision(6))} at ${odd}${where(odd)}; ${wanted}`);
 }

@@ -3,9 +3,15 @@
 // A TensorProto is a protobuf message. A bundle's tensors have four of its fields: dims (1), data_type (2), name (8)
 // and raw_data (9), whose numbers are little endian, as typed arrays are wherever JavaScript runs.
 
+import { ARRAYS, volume } from './tensors.mjs';
+
+/** The types by their numbers in the format. */
 const TYPES = new Map([
-  [1, ['float32', Float32Array]],
-  [7, ['int64', BigInt64Array]],
+  [1, 'float32'],
+  [6, 'int32'],
+  [7, 'int64'],
+  [9, 'bool'],
+  [10, 'float16'],
 ]);
 const VARINT = 0;
 const FIXED64 = 1;
@@ -14,7 +20,7 @@ const FIXED32 = 5;
 
 /**
  * @param {Uint8Array} bytes the file
- * @returns {{type: string, dims: number[], data: Float32Array | BigInt64Array}} the fields of an ort.Tensor
+ * @returns {{type: string, dims: number[], data: TypedArray}} the fields of an ort.Tensor
  * @throws {Error} what is wrong with the file
  */
 export function parseTensor(bytes) {
@@ -63,10 +69,11 @@ export function parseTensor(bytes) {
       throw new Error(`is not a tensor: wire type ${wire} at byte ${at}`);
     }
   }
-  if (!TYPES.has(dataType)) throw new Error(`has data_type ${dataType}, and float32 (1) and int64 (7) are read here`);
+  const type = TYPES.get(dataType);
+  if (!type) throw new Error(`has data_type ${dataType}, which is none of ${[...TYPES.values()].join(', ')}`);
   if (!raw) throw new Error('has no raw_data');
-  const [type, ArrayType] = TYPES.get(dataType);
-  const size = dims.reduce((product, dim) => product * dim, ArrayType.BYTES_PER_ELEMENT);
+  const [ArrayType] = ARRAYS[type];
+  const size = volume(dims) * ArrayType.BYTES_PER_ELEMENT;
   if (size !== raw.length) throw new Error(`is ${type} [${dims.join(', ')}], ${size} bytes, and holds ${raw.length}`);
   return { type, dims, data: new ArrayType(new Uint8Array(raw).buffer) }; // a copy, aligned
 }

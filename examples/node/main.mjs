@@ -62,16 +62,16 @@ function checkProvider(provider) {
   throw new RequestError(`provider '${provider}' can't be had: there are ${names.join(', ')}; take one of these`);
 }
 
-function table({ language, runtime, provider, architecture, rollbacks, refused, graphs, ok }) {
+function table({ language, runtime, provider, program, rollbacks, refused, graphs, ok }) {
   const row = (cells) => cells.map((cell, i) => (i ? cell.padStart(9) : cell.padEnd(8))).join('  ');
   const ms = (time) => time.toFixed(3);
   return [
-    `${architecture} in ${language}, ONNX Runtime ${runtime} on ${provider}`,
+    `${program} in ${language}, ONNX Runtime ${runtime} on ${provider}`,
     row(['graph', 'tensors', 'error', 'p50 ms', 'p99 ms', 'max ms']),
     ...graphs.map(({ graph, tensors, error, p50_ms, p99_ms, max_ms }) =>
       row([graph, String(tensors), error.toExponential(1), ms(p50_ms), ms(p99_ms), ms(max_ms)]),
     ),
-    `rolled back ${rollbacks} times, bitwise the same`,
+    ...(rollbacks ? [`rolled back ${rollbacks} times, bitwise the same`] : []),
     `refused: ${refused}`,
     ok ? 'ok' : 'failed',
   ];

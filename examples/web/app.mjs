@@ -36,12 +36,12 @@ async function open(name, read) {
     const settings = parseAddress();
     const bundle = await Bundle.open(name, read);
     current();
-    $('#name').textContent = printable(String(bundle.manifest.architecture));
+    $('#name').textContent = printable(bundle.manifest.program.name);
     document.title = `${$('#name').textContent} – edifice bundle`;
-    showManifest(bundle.manifest);
+    showManifest(bundle);
     for (const selector of ['#bundle', '#check']) $(selector).hidden = false;
     const errors = await checkAll(bundle, settings, reports, current);
-    if (bundle.manifest.graphs.stream && models.length) {
+    if (bundle.has('stream') && models.length) {
       $('#stream').hidden = false;
       streamView.show(models);
     }

@@ -1,5 +1,6 @@
 // Runs a stream at 60 frames a second, plots it, and rolls it back when asked.
 
+import { ARRAYS, numbersOf, volume } from '../javascript/tensors.mjs';
 import { BUDGET, Plot } from './plot.mjs';
 import { TITLES, element, milliseconds, showFacts } from './view.mjs';
 
@@ -84,25 +85,26 @@ export class StreamView {
       due = Math.max(due + BUDGET, now);
       this.#asked?.();
       this.#asked = null;
-      const frame = signal(this.#index, this.#stream.model.bundle.graph('stream').inputs[0].shape[1]);
+      const frame = this.#stream.model.bundle.own('stream').inputs.map((spec) => signal(this.#index, spec));
       const start = performance.now();
-      const output = await this.#stream.step(frame);
-      this.#record(output, performance.now() - start);
+      const outputs = await this.#stream.step(frame);
+      this.#record(Object.values(outputs).map(({ data }) => numbersOf(data)), performance.now() - start);
     }
   }
 
-  #record(output, latency) {
+  #record(outputs, latency) {
     const before = this.#outputs.get(this.#index);
     if (before) {
       this.#replayed++;
-      if (output.every((number, i) => Object.is(number, before[i]))) this.#equal++;
+      const same = (output, i) => output.every((number, j) => Object.is(number, before[i][j]));
+      if (outputs.every(same)) this.#equal++;
     }
-    this.#outputs.set(this.#index, output);
+    this.#outputs.set(this.#index, outputs);
     this.#outputs.delete(this.#index - 2 * REWIND);
     this.#latencies.push(latency);
     if (this.#latencies.length > KEPT) this.#latencies.shift();
     if (latency > BUDGET) this.#late++;
-    this.plot.add(this.#index, output, latency);
+    this.plot.add(this.#index, Array.from(outputs[0], Number), latency);
     this.plot.draw();
     this.#index++;
     if (this.#index % 15 === 1) this.#showNumbers();
@@ -153,8 +155,15 @@ export class StreamView {
   }
 }
 
-/** A frame of slow waves, of another pace in each number. */
-function signal(index, width) {
-  const time = index / 60;
-  return Float32Array.from({ length: width }, (_, i) => Math.sin(time * (0.6 + (i % 7) * 0.35) + i * 1.7));
+/** What an input holds at a frame of one stream: slow waves, of another pace in each number. */
+function signal(index, { dtype, shape: [, ...shape], values: { kind, below } }) {
+  const wave = (i) => Math.sin((index / 60) * (0.6 + (i % 7) * 0.35) + i * 1.7);
+  const number = {
+    normal: dtype === 'float16' ? (i) => 0x3800 | (wave(i) < 0 ? 0x8000 : 0) : wave, // the bits of 0.5, or negative
+    ids: (i) => Math.floor(((wave(i) + 1) / 2) * (below - 1)),
+    integers: (i) => Math.floor(((wave(i) + 1) / 2) * (below - 1)),
+    mask: () => 1,
+  }[kind];
+  const whole = dtype === 'int64' ? BigInt : Number;
+  return ARRAYS[dtype][0].from({ length: volume(shape) }, (_, i) => whole(number(i)));
 }

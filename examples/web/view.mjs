@@ -2,6 +2,7 @@
 // HTML: a manifest may come from anybody.
 
 import { printable } from '../javascript/edifice.mjs';
+import { describe } from '../javascript/tensors.mjs';
 
 export const TITLES = { wasm: 'WebAssembly', webgpu: 'WebGPU' };
 
@@ -19,34 +20,35 @@ export function showFacts(list, pairs) {
   );
 }
 
-export function showManifest(manifest) {
-  const { parity, options, files } = manifest;
+export function showManifest(bundle) {
+  const { manifest } = bundle;
+  const { parity, program, sizes, files, states } = manifest;
   const bytes = Object.values(files).reduce((sum, { size }) => sum + size, 0);
   showFacts(document.querySelector('#facts'), [
-    ['architecture', manifest.architecture],
-    ...Object.entries(options).map(([name, value]) => [name.replaceAll('_', ' '), value]),
-    ['numerics', manifest.numerics],
+    [program.kind, program.name],
+    ...Object.entries(program.options).map(([name, value]) => [name.replaceAll('_', ' '), value]),
+    ...(program.numerics ? [['numerics', program.numerics]] : []),
+    ['made for', Object.entries(sizes).map((pair) => pair.join(' ')).join(', ') || '–'],
     ['precision', manifest.precision],
     ['target', manifest.target],
     ['opset', manifest.opset],
     ['parameters', Number(manifest.param_count).toLocaleString('en')],
-    ['files', `${Object.keys(files).length}, ${size(bytes)}`],
+    ['files', `${Object.keys(files).length}, ${bytesOf(bytes)}`],
     ['largest error when built', exponent(parity?.max_abs)],
-    ['cases verified', parity?.cases],
+    ['cases verified', parity?.cases ?? '–'],
   ]);
   const cards = Object.entries(manifest.graphs).map(([name, graph]) => {
-    const carried = name === 'window' ? 0 : manifest.states.length;
-    const own = (tensors, way) =>
-      tensors.slice(0, tensors.length - carried).map((tensor) => [way, ...describe(tensor)]);
-    const made = card(`${name} graph`, size(files[graph.model]?.size ?? 0));
-    made.append(table('tensors', [], [...own(graph.inputs, 'in'), ...own(graph.outputs, 'out')]));
+    const { inputs, outputs } = bundle.own(name);
+    const own = (tensors, way) => tensors.map((tensor) => [way, ...shown(tensor)]);
+    const made = card(`${name} graph`, bytesOf(files[graph.model]?.size ?? 0));
+    made.append(table('tensors', [], [...own(inputs, 'in'), ...own(outputs, 'out')]));
+    const carried = graph.inputs.length - inputs.length;
     if (carried) made.append(element('p', { class: 'muted' }, `and ${carried} states, in and out`));
     return made;
   });
   document.querySelector('#graphs').replaceChildren(...cards);
-  const { states } = manifest;
   const rows = states.map((state) => [
-    ...describe(state),
+    ...shown(state),
     typeof state.initial === 'string' ? `from ${state.initial}` : state.initial,
   ]);
   document.querySelector('#states').hidden = !states.length;
@@ -87,7 +89,7 @@ function summary({ runtime, states, rollbacks, limit }) {
 }
 
 function quote(refused) {
-  return element('p', { class: 'muted' }, 'A wrong frame is refused: ', element('q', {}, refused ?? 'it was not'));
+  return element('p', { class: 'muted' }, 'A wrong input is refused: ', element('q', {}, refused ?? 'it was not'));
 }
 
 function reportTable({ graphs, limit }) {
@@ -99,8 +101,8 @@ function reportTable({ graphs, limit }) {
   return table('numbers', ['graph', 'tensors', 'error', 'p50 ms', 'p99 ms', 'max ms'], rows);
 }
 
-function describe({ name, dtype, shape }) {
-  return [name, `${dtype} [${shape.join(', ')}]`];
+function shown({ name, dtype, shape }) {
+  return [name, describe(dtype, shape)];
 }
 
 function table(kind, titles, rows) {
@@ -119,6 +121,6 @@ function card(title, note, ...children) {
   return made;
 }
 
-function size(bytes) {
+function bytesOf(bytes) {
   return bytes < 2 ** 20 ? `${Math.ceil(bytes / 2 ** 10)} KB` : `${(bytes / 2 ** 20).toFixed(1)} MB`;
 }
