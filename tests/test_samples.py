@@ -29,7 +29,7 @@ def test_a_sample_is_that_of_examples(language: str, any_bundle: ee.Bundle, tmp_
         assert {f"{folder}/{name}" for name in expected} <= set(made.files)
     assert snapshot(output / "bundle") == snapshot(any_bundle.path)
     assert open_bundle(output / "bundle").manifest == any_bundle.manifest
-    assert (made.language, made.architecture) == (language, any_bundle.manifest.architecture)
+    assert (made.language, made.architecture) == (language, any_bundle.manifest.program.name)
     assert Path(made.readme).is_file()
 
 

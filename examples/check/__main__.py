@@ -22,12 +22,16 @@ from typing import Any
 
 import edifice_export as ee
 from edifice_export.benchmark.results import folder_of, machine
+from edifice_export.building.export import export_source
+from edifice_export.building.settings import Settings
 from edifice_export.bundle.bundle import open_bundle
+from edifice_export.programs.source import load_source
 from edifice_reference.models.registry import ARCHITECTURES
 
 from .cpp import Cpp
 from .csharp import CSharp
 from .damage import DAMAGES, rename_architecture
+from .handmade import write_handmade
 from .language import CheckError, Language
 from .node import Node
 from .web import Web
@@ -54,6 +58,13 @@ PARTS: dict[str, tuple[str, dict[str, Any]]] = {
 """Bundles without a stream, and without a window, whose states start from files."""
 
 
+MODULES = ("token_model", "both_ways", "two_and_two", "live", "recurrent")
+"""A stranger's modules of tests/strangers/models.py: other types, several inputs and outputs, other free sizes."""
+
+HANDMADE = "handmade"
+"""Graphs of nodes that no module here is exported to, such as those of float16 and int32."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Row:
     """One graph of one model, run by one program.
@@ -62,7 +73,7 @@ class Row:
         language: what the program is written in.
         runtime: version of its ONNX Runtime.
         provider: what computed it.
-        model: architecture, and whether it is a tiny one.
+        model: architecture, and whether it is a tiny one; or a module.
         graph: window, stream or prefill.
         error: largest, by the larger of 1 and the largest expected number of its tensor.
         p50_ms, p99_ms: of a window, a frame, or a window's frames in one prefill.
@@ -193,7 +204,7 @@ def check_language(language: Language, bundles: dict[str, Path], folder: Path, q
     rows = []
     for provider in PROVIDERS[language.name]:
         for model, sample in samples.items():
-            if model in PARTS:
+            if model in PARTS or model in MODULES or model == HANDMADE:
                 wanted = provider == PROVIDERS[language.name][0]
             else:
                 wanted = model.startswith(TINY_MARK) == (quick or provider in SOFTWARE)
@@ -217,6 +228,14 @@ def build_bundles(folder: Path, quick: bool) -> dict[str, Path]:
         bundles[model] = folder / "bundles" / model
         ee.build(name, output=bundles[model], **TINY, **options)
         print(f"{model}: bundle built", flush=True)
+    for model in MODULES:
+        bundles[model] = folder / "bundles" / model
+        export_source(load_source(f"{ROOT}/tests/strangers/models.py:{model}"), bundles[model], Settings())
+        print(f"{model}: bundle built", flush=True)
+    bundles[HANDMADE] = folder / "bundles" / HANDMADE
+    shutil.rmtree(bundles[HANDMADE], ignore_errors=True)
+    write_handmade(bundles[HANDMADE], prefill=True)
+    print(f"{HANDMADE}: bundle built", flush=True)
     return bundles
 
 

@@ -51,17 +51,18 @@ async function refusals() {
   const nan = frame(0);
   nan[1] = NaN;
   await refuses(() => stream.step(frame(0, width + 1)), `${width + 1} numbers, and the model takes ${width}`);
-  await refuses(() => stream.step(nan), 'NaN at 1');
+  await refuses(() => stream.step(nan), 'NaN at [0, 1]');
   for (const value of [3.4e38, -3.4e38, 1e30, 1e19, -1e18, 1.001e12]) {
     const large = frame(0, 3 * width);
     large[3 * width - 1] = value;
-    await refuses(() => stream.step(large.slice(2 * width)), `at ${width - 1}; numbers up to 1e12`);
-    await refuses(() => stream.prefill(large, [1, 3, width]), 'in frame 2; numbers up to 1e12');
-    await refuses(() => model.run(large, [1, 3, width]), 'in frame 2; numbers up to 1e12');
+    await refuses(() => stream.step(large.slice(2 * width)), `at [0, ${width - 1}]; numbers up to 1e12`);
+    await refuses(() => stream.prefill(large, [1, 3, width]), `at [0, 2, ${width - 1}]; numbers up to 1e12`);
+    await refuses(() => model.run(large, [1, 3, width]), `at [0, 2, ${width - 1}]; numbers up to 1e12`);
   }
-  await refuses(() => stream.step(Array.from(frame(0))), 'Float32Array');
-  await refuses(() => stream.prefill(frame(0, 2 * width), [2, 1, width]), 'a batch of 2');
-  await refuses(() => stream.prefill(frame(0), [1, 2, width]), 'give its dims');
+  await refuses(() => stream.step(Array.from(frame(0))), 'typed array');
+  await refuses(() => stream.prefill(frame(0, 2 * width), [2, 1, width]), 'batch is 2, and that of the stream is 1');
+  await refuses(() => stream.prefill(frame(0), [1, 2, width]), `${width} numbers, and the model takes ${2 * width}`);
+  await refuses(() => stream.prefill(frame(0)), 'give its dims');
   await refuses(() => stream.rewind(4), 'history holds 3');
   await refuses(() => stream.restore(released), 'was released');
   await refuses(() => stream.restore(foreign), 'restore it where it was taken');
@@ -160,6 +161,23 @@ async function prefills() {
   console.log(`node: a prefill of ${length} frames is what as many steps give; rewind and reset go over it`);
 }
 
+/** A prefill graph that takes 5 frames at once is given 12 in three pieces. */
+async function pieces() {
+  const limited = await Bundle.open(folder, await openFolder(folder));
+  limited.graph('prefill').limits = { sequence: [1, 5] };
+  const inPieces = new Model(limited, ort);
+  const lengths = [];
+  inPieces.runGraph = (graph, feeds) => {
+    lengths.push(feeds[limited.graph('prefill').inputs[0].name].dims[1]);
+    return Model.prototype.runGraph.call(inPieces, graph, feeds);
+  };
+  const frames = frame(5, 12 * width);
+  const found = await (await inPieces.stream()).prefill(frames, [1, 12, width]);
+  const right = await (await model.stream()).prefill(frames, [1, 12, width]);
+  ensure(String(lengths) === '5,5,2' && apart(found, right) < 1e-5, `12 frames as 5, 5 and 2, got ${lengths}`);
+  console.log('node: a prefill in pieces is as one');
+}
+
 async function tensorFiles() {
   const [set] = bundle.graph('stream').test_data;
   const sound = await readFile(path.join(folder, set, 'input_0.pb'));
@@ -186,4 +204,5 @@ escapes();
 await damagedModel();
 await batches();
 await prefills();
+await pieces();
 await tensorFiles();

@@ -39,7 +39,7 @@ def of_graph(bundle: Bundle, graph: str, model: Path, provider: str) -> Pairs:
         pairs += zip(session.run(list(outputs), inputs), outputs.values(), strict=True)
     sequence = bundle.test_sequence() if graph == "stream" else None
     if sequence is not None:
-        _, frames, expected = sequence
+        (frames,), (expected,) = sequence[1].values(), sequence[2].values()
         state = {f"past.{name}": value for name, value in bundle.initial_state(frames.shape[0]).items()}
         for t in range(frames.shape[1]):
             output, *present = session.run(None, {bundle.manifest.graphs[graph].inputs[0].name: frames[:, t], **state})
@@ -54,10 +54,10 @@ def of_reader(bundle: Bundle, provider: str) -> Pairs:
     pairs: Pairs = []
     if model.has_window:
         for _, inputs, outputs in bundle.test_data("window"):
-            pairs.append((model(inputs[model.input.name]), outputs[model.output.name]))
+            pairs += [(found, outputs[name]) for name, found in model.run(inputs).items()]
     sequence = bundle.test_sequence() if model.has_stream else None
     if sequence is not None:
-        _, frames, expected = sequence
+        (frames,), (expected,) = sequence[1].values(), sequence[2].values()
         stream = model.stream(batch=frames.shape[0])
         pairs += [(stream.step(frames[:, t]), expected[:, t]) for t in range(frames.shape[1])]
     return pairs

@@ -158,7 +158,7 @@ def _linked(bundle: ee.Bundle, seen: set[str]) -> Iterator[onnx.ModelProto]:
     traced = trace(entry(reference_of(bundle), "window"), described.inputs, described.outputs, bundle.manifest.opset)
     optimize(traced)
     for length, target in itertools.product(LENGTHS, TARGETS):
-        model = link(traced, length, target)
+        model = link(traced, {"sequence": length} if length is not None else {}, target)
         if not (bodies := _names(model)) <= seen:
             seen |= bodies
             yield model
