@@ -13,7 +13,8 @@ SAMPLE = Path(__file__).parents[1] / "exported/hymba_tiny"
 def test_the_committed_sample_is_what_is_built_today(tmp_path: Path) -> None:
     committed = ee.load(SAMPLE).bundle
     options = {
-        name: committed.manifest.options[name] for name in ("embed_dim", "hidden_size", "num_layers", "window_size")
+        name: committed.manifest.program.options[name]
+        for name in ("embed_dim", "hidden_size", "num_layers", "window_size")
     }
     assert options == {"embed_dim": 8, "hidden_size": 16, "num_layers": 2, "window_size": 12}
     built = ee.build("hymba", output=tmp_path / "hymba_tiny", seed=7, **options)
