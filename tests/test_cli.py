@@ -25,7 +25,8 @@ from edifice_reference.models.registry import ARCHITECTURES
 COMMANDS = {
     "list": {"--json"},
     "build": set(),
-    "verify": {"--provider", "--tolerance", "--every-prefix", "--json"},
+    "export": {*("--target", "--precision", "--optimize", "--opset", "--seed", "--tolerance", "--output", "--json")},
+    "verify": {"--provider", "--tolerance", "--every-prefix", "--source", "--json"},
     "run": {"--input", "--output", "--stride", "--stream", "--provider", "--threads", "--optimization", "--json"},
     "bench": {
         *("--graph", "--provider", "--threads", "--batch", "--length", "--against", "--rounds", "--plot", "--json")
@@ -131,7 +132,7 @@ def test_list(capfd: Capture) -> None:
 def test_build_again_gives_the_same_bytes(capfd: Capture, tmp_path: Path, bundle: ee.Bundle) -> None:
     target = tmp_path / "bot"
     shutil.copytree(bundle.path, target)
-    arguments = tiny_build(bundle.manifest.architecture, "--seed=1", f"--output={target}", "--json")
+    arguments = tiny_build(bundle.manifest.program.name, "--seed=1", f"--output={target}", "--json")
     printed = json.loads(done(capfd, *arguments).out)
     assert printed.pop("bundle") == str(target)
     assert printed == json.loads((target / "manifest.json").read_text())
@@ -165,7 +166,7 @@ def test_build_with_edifice_weights(capfd: Capture, tmp_path: Path, monkeypatch:
         lines,
     )
     built = ee.load("exported/hymba")
-    assert built.bundle.manifest.options["window_size"] == 6
+    assert built.bundle.manifest.program.options["window_size"] == 6
     assert built.bundle.manifest.weights["source"] == "hymba_tinyvar.safetensors"
     assert [str(path) for path in Path().rglob("*") if path.name.startswith(".")] == []
 
@@ -206,7 +207,7 @@ def test_inspect(capfd: Capture, tmp_path: Path, bundle: ee.Bundle) -> None:
     assert figures["model"] == str(model)
     assert figures["sizes"] == {"batch": 1, "sequence": 7}
     assert figures["parameters"] >= sum(np.prod(t.dims) for t in onnx.load(model).graph.initializer if t.data_type == 1)
-    assert figures["metadata"]["edifice.architecture"] == bundle.manifest.architecture
+    assert json.loads(figures["metadata"]["edifice.program"])["name"] == bundle.manifest.program.name
     text = done(capfd, "inspect", bundle.path).out
     assert f"{figures['parameters']:,}" in text
     assert f"{figures['flops']:,}" in text
@@ -360,7 +361,7 @@ def test_signal(tmp_path: Path, bundle: ee.Bundle, number: signal.Signals, momen
     if old:
         shutil.copytree(bundle.path, tmp_path / "bot")
     with unchanged(tmp_path):
-        command = [COMMAND, *tiny_build(bundle.manifest.architecture)]
+        command = [COMMAND, *tiny_build(bundle.manifest.program.name)]
         with subprocess.Popen(
             command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed_hangups
         ) as process:
@@ -398,14 +399,14 @@ def test_an_interrupt_that_a_library_catches_stops_the_build_too(tmp_path: Path)
     script = """
         import signal, sys
         from edifice_export.cli import app as cli
-        from edifice_export.building import build as export
-        real = export.write_all_test_data
+        from edifice_export.building import assemble
+        real = assemble._write_examples
         def catching(*arguments):
             try:
                 signal.raise_signal(signal.SIGINT)
             except KeyboardInterrupt:
                 return real(*arguments)
-        export.write_all_test_data = catching
+        assemble._write_examples = catching
         cli.main(sys.argv[1:])
     """
     command = [sys.executable, "-c", textwrap.dedent(script), *tiny_build(ANY, "--graph=window")]

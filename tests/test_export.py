@@ -35,7 +35,7 @@ def test_edifices_weights_give_edifices_output(path: Path, tmp_path: Path) -> No
     _, example = load_case(path)
     found = ee.load(bundle)(example["state_sequence"].numpy())
     assert np.abs(found - example["output"].numpy()).max() < 1e-5
-    assert bundle.manifest.numerics == "edifice"
+    assert bundle.manifest.program.numerics == "edifice"
     assert bundle.manifest.weights["source"] == path.name
 
 
@@ -43,8 +43,8 @@ def test_a_bundle_is_what_its_manifest_says(bundle: ee.Bundle) -> None:
     manifest = bundle.manifest
     files = {path.relative_to(bundle.path).as_posix() for path in bundle.path.rglob("*") if path.is_file()}
     assert files == {*manifest.files, "manifest.json"}
-    assert manifest.options == get_architecture(manifest.architecture).config_class(**TINY).options()
-    assert (manifest.numerics, manifest.precision, manifest.target, manifest.seed) == (
+    assert manifest.program.options == get_architecture(manifest.program.name).config_class(**TINY).options()
+    assert (manifest.program.numerics, manifest.precision, manifest.target, manifest.seed) == (
         "standard",
         "fp32",
         "portable",
@@ -57,10 +57,16 @@ def test_a_bundle_is_what_its_manifest_says(bundle: ee.Bundle) -> None:
 
 def test_a_lone_model_describes_itself(bundle: ee.Bundle) -> None:
     said = {entry.key: entry.value for entry in onnx.load(bundle.file("window/model.onnx")).metadata_props}
-    assert said["edifice.architecture"] == bundle.manifest.architecture
-    assert json.loads(said["edifice.options"]) == bundle.manifest.options
-    assert said["edifice.window_size"] == str(TINY["window_size"])
-    assert said["edifice.numerics"] == "standard"
+    assert json.loads(said["edifice.program"]) == {
+        "kind": "architecture",
+        "name": bundle.manifest.program.name,
+        "options": bundle.manifest.program.options,
+        "numerics": "standard",
+    }
+    assert json.loads(said["edifice.sizes"]) == {"batch": 1, "sequence": TINY["window_size"]}
+    assert said["edifice.frames"] == "sequence"
+    assert json.loads(said["edifice.values"]) == {"state_sequence": {"kind": "normal", "below": None}}
+    assert json.loads(said["edifice.positions"]) == {"output": "last"}
 
 
 def test_test_data_is_the_float64_references(bundle: ee.Bundle) -> None:
@@ -80,17 +86,17 @@ def test_test_data_is_the_float64_references(bundle: ee.Bundle) -> None:
 @any_architecture
 def test_another_seed_makes_other_weights(bundle: ee.Bundle, tmp_path: Path) -> None:
     """The same one gives the same bytes, see test_cli."""
-    other = ee.build(bundle.manifest.architecture, output=tmp_path / "other", seed=2, graph="window", **TINY)
+    other = ee.build(bundle.manifest.program.name, output=tmp_path / "other", seed=2, graph="window", **TINY)
     assert other.manifest.files["weights.safetensors"] != bundle.manifest.files["weights.safetensors"]
 
 
 def test_a_bundles_own_weights_build_the_same_bundle(bundle: ee.Bundle, tmp_path: Path) -> None:
     weights, output = bundle.file("weights.safetensors"), tmp_path / "rebuilt"
-    rebuilt = ee.build(bundle.manifest.architecture, weights=weights, seed=1, graph="window", output=output)
+    rebuilt = ee.build(bundle.manifest.program.name, weights=weights, seed=1, graph="window", output=output)
     of_stream = ("stream/", "prefill/")
     files = {name: entry for name, entry in bundle.manifest.files.items() if not name.startswith(of_stream)}
     assert rebuilt.manifest.files == files
-    assert rebuilt.manifest.options == bundle.manifest.options
+    assert rebuilt.manifest.program.options == bundle.manifest.program.options
 
 
 def untold(architecture: Architecture) -> dict[str, Any]:
@@ -105,14 +111,14 @@ def untold(architecture: Architecture) -> dict[str, Any]:
 @pytest.mark.parametrize("form", ["own", "slash", "dot"])
 def test_weights_without_metadata_tell_their_options(form: str, bundle: ee.Bundle, tmp_path: Path) -> None:
     """But for those that no shape tells: they are asked for. Edifice's own safetensors have `layer.param` names."""
-    known = get_architecture(bundle.manifest.architecture)
+    known = get_architecture(bundle.manifest.program.name)
     own = load_file(bundle.file("weights.safetensors"))
     tensors = own if form == "own" else ee.to_edifice(own, known.name)
     if form == "dot":
         tensors = {name.replace("/", "."): tensor for name, tensor in tensors.items()}
     bare = tmp_path / "bare.safetensors"
     bare.write_bytes(encode_safetensors(tensors, {"unrelated": "metadata"}))
-    assert read_checkpoint(bare).is_edifice is (form != "own")
+    assert (read_checkpoint(bare).source.name == "edifice") is (form != "own")
     given = untold(known)
     for name in given:
         fewer = {other: value for other, value in given.items() if other != name}
@@ -123,8 +129,8 @@ def test_weights_without_metadata_tell_their_options(form: str, bundle: ee.Bundl
     assert not (tmp_path / "b").exists()
     given |= {"window_size": 7}
     built = ee.build(known.name, weights=bare, output=tmp_path / "b", seed=1, graph="window", **given)
-    assert built.manifest.numerics == ("standard" if form == "own" else "edifice")
-    assert built.manifest.options == bundle.manifest.options
+    assert built.manifest.program.numerics == ("standard" if form == "own" else "edifice")
+    assert built.manifest.program.options == bundle.manifest.program.options
     theirs = load_file(built.file("weights.safetensors"))
     assert own.keys() == theirs.keys()
     assert all(torch.equal(own[name], theirs[name]) for name in own)
@@ -149,7 +155,7 @@ def test_odd_options(architecture: Architecture, numerics: str, tmp_path: Path) 
 
 
 def test_param_count_is_the_references_and_inspect_shows_it(bundle: ee.Bundle) -> None:
-    architecture = get_architecture(bundle.manifest.architecture)
+    architecture = get_architecture(bundle.manifest.program.name)
     model = architecture.model_class(architecture.config_class(**TINY))
     assert bundle.manifest.param_count == sum(parameter.numel() for parameter in model.parameters())
     _, inspection = inspect_path(bundle.path, None, None)
@@ -202,7 +208,7 @@ def read_metadata(bundle: ee.Bundle) -> dict[str, str]:
 def test_more_frames_than_a_window_that_binds_are_refused(tmp_path: Path) -> None:
     """By load and run, by inspect, and by the graph itself."""
     bundle = ee.build("hyena", graph="window", output=tmp_path / "b", **TINY)
-    assert bundle.manifest.graphs["window"].max_sequence == 7
+    assert bundle.manifest.graphs["window"].limits == {"sequence": (1, 7)}
     model = ee.load(bundle)
     for shape in ((8, 6), (2, 8, 6), (1, 100, 6)):
         with pytest.raises(ee.RequestError, match=f"{shape[-2]} frames, and hyena can't compute more than .* of 7"):
@@ -219,7 +225,7 @@ def test_more_frames_than_a_window_that_binds_are_refused(tmp_path: Path) -> Non
 def test_numerics_can_be_chosen_against_the_weights_origin(tmp_path: Path) -> None:
     path = GOLDEN / "hymba_tinyvar.safetensors"
     standard = ee.build("hymba", weights=path, numerics="standard", graph="window", output=tmp_path / "standard")
-    assert standard.manifest.numerics == "standard"
+    assert standard.manifest.program.numerics == "standard"
     _, example = load_case(path)
     found = ee.load(standard)(example["state_sequence"].numpy())
     assert np.abs(found - example["output"].numpy()).max() > 0.1
@@ -279,7 +285,7 @@ def test_a_failure_with_external_data_is_diagnosed_too(
     bundle: ee.Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("edifice_export.bundle.bundle.EXTERNAL_DATA_THRESHOLD", 1000)
-    large = ee.build(bundle.manifest.architecture, graph="window", output=tmp_path / "large", **TINY)
+    large = ee.build(bundle.manifest.program.name, graph="window", output=tmp_path / "large", **TINY)
     assert ee.verify(large, tolerance=1e-12).departure is not None
 
 
@@ -302,7 +308,7 @@ def test_other_opsets(opset: int, tmp_path: Path) -> None:
 @each_architecture
 def test_default_options(architecture: Architecture, tmp_path: Path) -> None:
     bundle = ee.build(architecture.name, output=tmp_path / "b")
-    assert bundle.manifest.options == architecture.config_class().options()
+    assert bundle.manifest.program.options == architecture.config_class().options()
     assert bundle.manifest.parity["prefixes"] == 60
     assert (bundle.manifest.parity["amplified"], bundle.manifest.parity["max_rel"] < 1e-5) == (0, True)
 

@@ -27,8 +27,10 @@ import edifice_export as ee
 from edifice_export.bundle.bundle import hash_files
 from edifice_export.bundle.manifest import MANIFEST
 from edifice_export.lowerings.domain import EDIFICE, op
+from edifice_export.programs.reference_model import reference_of
 from edifice_export.verification import verify as parity
 from edifice_export.verification import windows as window_parity
+from edifice_export.verification.reference import ArchitectureReference
 from edifice_export.verification.report import Report, compare
 from edifice_export.verification.rounding import with_rounding
 from edifice_export.verification.windows import EVERY_PREFIX, prefix_lengths
@@ -203,7 +205,7 @@ def test_tolerance_decides_and_is_remembered(tmp_path: Path, bundle: ee.Bundle) 
     assert strict.float32_error is not None
     assert "larger --tolerance" in strict.summary() or strict.float32_error <= strict.worst.limit
     options = {"tolerance": 1e-3, "graph": "window", **TINY}
-    loose = ee.build(bundle.manifest.architecture, output=tmp_path / "loose", **options)
+    loose = ee.build(bundle.manifest.program.name, output=tmp_path / "loose", **options)
     assert ee.verify(loose).tolerance == 1e-3
     for wrong in (0.0, -1.0, math.nan, math.inf):
         with pytest.raises(ee.RequestError, match="tolerance"):
@@ -348,16 +350,18 @@ def own_error(model: Any, sequence: np.ndarray) -> float:
 def test_what_is_wrong_by_more_than_twice_float32s_own_error_is_refused_where_rounding_is_amplified(
     amplifying: ee.Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from edifice_export.programs.reference_model import reference_of
-
-    models, model = {"cpu": ee.load(amplifying, threads=1)}, reference_of(amplifying)
-    jobs = window_parity.run_window(amplifying, models, copy.deepcopy(model).double(), False, 1e-5)
+    models, model, reference = (
+        {"cpu": ee.load(amplifying, threads=1)},
+        reference_of(amplifying),
+        ArchitectureReference(amplifying),
+    )
+    jobs = window_parity.run_window(amplifying, models, reference, False, 1e-5)
     worst = max((trial for job in jobs for trial in job if not trial[0].passed), key=lambda trial: trial[0].severity)
     case, given = worst
     own = own_error(model, given.frames)
     assert own > case.limit
     # As far off as this, all samples are taken.
-    ((case, _),) = with_rounding([(dataclasses.replace(case, max_abs=3 * own), given)], amplifying)
+    ((case, _),) = with_rounding([(dataclasses.replace(case, max_abs=3 * own), given)], reference)
     assert case.rounding is not None
     assert 0.5 < own / case.rounding < 2
     with torch.no_grad():
@@ -377,15 +381,13 @@ def test_what_is_wrong_by_more_than_twice_float32s_own_error_is_refused_where_ro
 
 def test_no_kind_of_case_is_left_out_of_what_float32_may_do(bundle: ee.Bundle) -> None:
     """As if every case were beyond its limit: each has float32's own error, and a right graph is within twice of it."""
-    from edifice_export.programs.reference_model import reference_of
-
-    models, reference = {"cpu": ee.load(bundle, threads=1)}, reference_of(bundle).double()
+    models, reference = {"cpu": ee.load(bundle, threads=1)}, ArchitectureReference(bundle)
     jobs = (job for _, run in parity.PARTS.values() for job in run(bundle, models, reference, False, 3e-8))
     beyond = [trial for job in jobs for trial in job if trial[0].source != "snapshot" and not trial[0].passed]
     kinds = {(case.graph, case.source.rpartition("_")[0] or case.source): (case, given) for case, given in beyond}
     trials = list(kinds.values())
     assert {source for _, source in kinds} >= SOURCES
-    judged = [case for case, _ in with_rounding(trials, bundle)]
+    judged = [case for case, _ in with_rounding(trials, reference)]
     assert len(judged) == len(trials)
     assert all(case.rounding is not None or case.max_abs <= case.limit for case in judged)
     assert [case for case in judged if not case.passed] == []

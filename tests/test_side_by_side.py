@@ -15,7 +15,7 @@ from cli_helpers import flip, raising
 from conftest import ANY, TINY
 
 import edifice_export as ee
-from edifice_export.building import build as export
+from edifice_export.building import assemble
 from edifice_export.verification import verify as parity
 from edifice_export.verification import windows as window_parity
 from edifice_export.verification.report import Case, Trial
@@ -211,13 +211,13 @@ def compared(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
 def test_the_window_is_verified_while_the_stream_is_traced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compared: threading.Event
 ) -> None:
-    real = export._write_graph
+    real = assemble._write_graph
 
-    def write(*arguments: Any) -> None:
-        assert arguments[-1] == "window" or compared.wait(WAIT)
-        real(*arguments)
+    def write(folder: Path, program: Any, manifest: Any, name: str, *rest: Any) -> Any:
+        assert name == "window" or compared.wait(WAIT)
+        return real(folder, program, manifest, name, *rest)
 
-    monkeypatch.setattr(export, "_write_graph", write)
+    monkeypatch.setattr(assemble, "_write_graph", write)
     bundle = ee.build(ANY, output=tmp_path / "bot", **TINY)
     assert bundle.path == tmp_path / "bot"
     assert bundle.manifest.parity["cases"] == len(ee.verify(bundle, ["cpu"]).cases)
@@ -227,13 +227,13 @@ def test_a_large_model_is_verified_when_all_is_traced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compared: threading.Event
 ) -> None:
     """It takes all cores by itself; what is compared is the same."""
-    real = export._write_graph
+    real = assemble._write_graph
 
-    def write(*arguments: Any) -> None:
+    def write(*arguments: Any) -> Any:
         assert not compared.is_set()
-        real(*arguments)
+        return real(*arguments)
 
-    monkeypatch.setattr(export, "_write_graph", write)
+    monkeypatch.setattr(assemble, "_write_graph", write)
     monkeypatch.setattr(parity, "SMALL", 0)
     bundle = ee.build(ANY, output=tmp_path / "bot", **TINY)
     alone = ee.verify(bundle, ["cpu"])
@@ -249,15 +249,15 @@ def what(case: Case) -> tuple[Any, ...]:
 def test_a_stream_that_can_not_be_made_ends_the_verification_of_the_window(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compared: threading.Event
 ) -> None:
-    before, real = threading.active_count(), export._write_graph
+    before, real = threading.active_count(), assemble._write_graph
 
-    def write(*arguments: Any) -> None:
-        if arguments[-1] == "stream":
+    def write(folder: Path, program: Any, manifest: Any, name: str, *rest: Any) -> Any:
+        if name == "stream":
             assert compared.wait(WAIT)
             raise ee.CheckError("frozen")
-        real(*arguments)
+        return real(folder, program, manifest, name, *rest)
 
-    monkeypatch.setattr(export, "_write_graph", write)
+    monkeypatch.setattr(assemble, "_write_graph", write)
     with pytest.raises(ee.CheckError, match="frozen"):
         ee.build(ANY, output=tmp_path / "bot", **TINY)
     assert threading.active_count() == before
@@ -267,14 +267,15 @@ def test_a_stream_that_can_not_be_made_ends_the_verification_of_the_window(
 @pytest.mark.parametrize("name", ["weights.safetensors", "window/model.onnx", "window/test_data_set_0/output_0.pb"])
 def test_what_is_verified_is_what_is_vouched_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """A file that changes after the window was verified, while the rest is made."""
-    real = export._write_graph
+    real = assemble._write_graph
 
-    def write(folder: Path, *arguments: Any) -> None:
-        real(folder, *arguments)
-        if arguments[-1] == "prefill":
+    def write(folder: Path, program: Any, manifest: Any, graph: str, *rest: Any) -> Any:
+        written = real(folder, program, manifest, graph, *rest)
+        if graph == "prefill":
             flip(folder / name, -1)
+        return written
 
-    monkeypatch.setattr(export, "_write_graph", write)
+    monkeypatch.setattr(assemble, "_write_graph", write)
     with pytest.raises(ee.CheckError, match=f"{name} was changed since it was verified"):
         ee.build(ANY, output=tmp_path / "bot", **TINY)
     assert not any(tmp_path.iterdir())

@@ -10,6 +10,7 @@ import shutil
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cli_helpers as helpers
@@ -146,7 +147,7 @@ def test_progress_reaches_exactly_the_total_that_it_announces(
     real = parity.load
     monkeypatch.setattr(parity, "load", lambda opened, *_: real(opened, ["cpu"], threads=1))
     if not torch:
-        monkeypatch.setattr(parity, "_load_reference", lambda _: None)
+        monkeypatch.setattr(parity, "_load_reference", lambda *_: None)
     counts = {}
     for graph, path in parts(bundle, tmp_path).items():
         calls: list[tuple[int, int]] = []
@@ -205,7 +206,7 @@ def test_what_is_counted_of_a_long_window_is_what_is_run(
     steps = 10 * WINDOW if every_frame else 5
     streams = [case for case in report.cases if case.graph != "window"]
     assert report.frames == steps
-    assert len(streams) == stream_parity.count_stream(bundle, object(), every_frame)
+    assert len(streams) == stream_parity.count_stream(bundle, SimpleNamespace(bears=lambda _: True), every_frame)
     followed = [case for case in streams if case.source == "window graph"]
     assert len(followed) == (min(steps, WINDOW) if has_window else 0)
     assert max(case.length for case in streams if case.graph == "prefill") > 2 * WINDOW
@@ -251,7 +252,7 @@ def test_a_state_that_drifts_is_found(bundle: ee.Bundle, tmp_path: Path) -> None
         "h3": ("DiagonalScan", 1e-4),
         "hymba": ("SelectiveScan", 1e-3),
         "ss_transformer": ("LinearScan", 1e-3),
-    }[bundle.manifest.architecture]
+    }[bundle.manifest.program.name]
 
     def decay_is_off(model: onnx.ModelProto) -> None:
         body = body_of(model, op)
@@ -314,7 +315,7 @@ def test_a_history_that_hands_over_wrong_frames_is_found(bundle: ee.Bundle, tmp_
     report, failed = verified_wrong(altered(bundle, tmp_path, "prefill", state_is_a_frame_late))
     kinds = {(case.graph, case.source) for case in failed}
     assert ("stream", "after prefill") in kinds
-    if bundle.manifest.architecture != "h3":
+    if bundle.manifest.program.name != "h3":
         # Of histories in two pieces; H3's convolution comes last, and sees only the end of the second.
         assert ("prefill", "reference") in kinds
     assert {f"prefill/test_data_set_{index}" for index in range(2)} <= {source for _, source in kinds}
@@ -410,7 +411,7 @@ def test_a_wrong_initial_value_is_found(bundle: ee.Bundle, state: str, initial: 
     set_initial(bot, {place: initial})
     _, failed = verified_wrong(bot)
     first = min(case.length for case in failed if case.source == "reference" and case.graph == "stream")
-    assert first == (3 if (bundle.manifest.architecture, state) == ("hyena", "1.conv") else 1)
+    assert first == (3 if (bundle.manifest.program.name, state) == ("hyena", "1.conv") else 1)
 
 
 @ATTENTIVE
@@ -463,7 +464,7 @@ def test_nothing_is_written_when_a_frames_body_is_wrong(
     helpers.trace_once(monkeypatch)
     helpers.replace_bodies(monkeypatch, "SelectiveScan", lambda body: helpers.negated(body, output), "frame")
     with pytest.raises(ee.CheckError) as caught:
-        ee.build(bundle.manifest.architecture, graph="stream", output=tmp_path / "b", **TINY)
+        ee.build(bundle.manifest.program.name, graph="stream", output=tmp_path / "b", **TINY)
     assert "hymba was not written: " in str(caught.value)
     node = "blocks.0.mamba/selective_scan (edifice::SelectiveScan_frame_6to2)"
     assert f"the first node that departs is {node}, by" in str(caught.value)
@@ -516,7 +517,7 @@ def test_a_reset_of_an_entry_that_resets_nothing_or_all_is_found(
 def test_without_torch_the_states_of_test_data_tell(
     bundle: ee.Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(parity, "_load_reference", lambda _: None)
+    monkeypatch.setattr(parity, "_load_reference", lambda *_: None)
     report = ee.verify(bundle, ["cpu"])
     assert (report.passed, report.reference, report.frames, report.prefixes) == (True, "test data", 0, 0)
     assert len(report.cases) == 2 + 3 + 2 + 1
