@@ -393,6 +393,21 @@ def test_what_no_bundle_holds_is_refused(forward: Callable[..., Any], message: s
     assert not list(tmp_path.iterdir())
 
 
+def test_inner_values_give_way_to_declared_names(tmp_path: Path) -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear, self.relu = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, linear: Tensor, add: Tensor) -> Tensor:
+            return torch.relu(self.relu(self.linear(linear)) + add)
+
+    args, free = (torch.randn(2, 4), torch.randn(2, 4)), ({0: "batch"}, {0: "batch"})
+    for names in (None, ["relu/linear"], ["relu"], ["linear_1"]):
+        bundle = ee.export(Two(), args, dynamic_shapes=free, output_names=names, output=tmp_path / "bot")
+        onnx.checker.check_model(bundle.file("window/model.onnx"), full_check=True)
+
+
 def test_a_name_is_an_input_or_an_output(tmp_path: Path) -> None:
     with pytest.raises(ee.RequestError, match="inputs and outputs are called x, x; give each a name of its own"):
         ee.export(Refuses(lambda x: x * 2), (torch.randn(2, 5),), output_names=["x"], output=tmp_path / "bot")

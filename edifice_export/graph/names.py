@@ -70,7 +70,8 @@ def rename(model: ir.Model, traced: torch.fx.Graph, inputs: Sequence[TensorSpec]
         node.metadata_props.clear()
         node.doc_string = None
         for index, value in enumerate(node.outputs):
-            if value.name not in declared:
+            # Not by name: an inner value may be called as an input is.
+            if not value.is_graph_output():
                 value.name = node.name if len(node.outputs) == 1 else f"{node.name}.{index}"
         weight = node.inputs[1] if node.op_type == "MatMul" else None
         if weight is not None and weight.is_initializer() and "." not in (weight.name or ""):
