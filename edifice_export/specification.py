@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Mapping
-from typing import Literal, get_args
+from typing import Literal, Self, get_args
 
 __all__ = [
     "BATCH",
@@ -18,6 +18,7 @@ __all__ = [
     "Position",
     "Shape",
     "Size",
+    "Sizes",
     "StateSpec",
     "TensorSpec",
     "Values",
@@ -85,6 +86,9 @@ def last_of(symbol: str, count: int) -> Size:
 
 Shape = tuple[int | Size, ...]
 
+Sizes = Mapping[str, int]
+"""A number for each free size, by its symbol."""
+
 
 def shape_of(*sizes: int | str | Size) -> Shape:
     """A shape from numbers and free sizes, or their texts, as a manifest holds it."""
@@ -139,6 +143,11 @@ class TensorSpec:
         """The symbols of its free sizes, each once."""
         free = (size for size in self.shape if isinstance(size, Size))
         return tuple(dict.fromkeys(symbol for size in free for symbol in size.symbols))
+
+    def framed(self, frames: int | Size, batch: int | Size | None = None) -> Self:
+        """What is so of one frame, of several: with an axis of frames after that of the batch, which may be given."""
+        first = self.shape[:1] if batch is None else (batch,)
+        return dataclasses.replace(self, shape=(*first, frames, *self.shape[1:]))
 
     @property
     def width(self) -> int:

@@ -8,7 +8,10 @@ import numpy as np
 
 from .specification import InputSpec
 
-__all__ = ["MAX_MAGNITUDE", "draw", "first_beyond", "why_beyond"]
+__all__ = ["MAX_MAGNITUDE", "Arrays", "draw", "first_beyond", "why_beyond"]
+
+Arrays = dict[str, np.ndarray]
+"""Tensors by name."""
 
 MAX_MAGNITUDE = 1e12
 """The largest number, and the smallest negated, that a frame may hold; `verify` goes up to it.

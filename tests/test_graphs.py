@@ -36,7 +36,7 @@ def linked(case: Streamed, graph: str) -> tuple[nn.Module, onnx.ModelProto]:
     """A model of one layer in float32, and one of its graphs as it is in a bundle."""
     model = case.make(num_layers=1).float()
     config = model.config
-    states = state_specs(model.initial_state(1), "states")
+    states = state_specs(model.initial_state(1))
     traced = trace(entry(model, graph), *signature(graph, config.embed_dim, config.output_size, states), 20, graph)
     optimize(traced)
     return model, link(traced)
@@ -197,14 +197,19 @@ def test_a_frozen_entry_computes_the_same_and_leaves_the_model_alone(case: Strea
 
 
 def test_a_state_of_one_number_is_that_number_and_another_is_a_file() -> None:
-    usual = state_specs(Streamed(ARCHITECTURES["hymba"], "standard", {}).make().float().initial_state(1), "states")
+    usual = state_specs(Streamed(ARCHITECTURES["hymba"], "standard", {}).make().float().initial_state(1))
     assert {spec.initial for spec in usual} == {0}
     assert StateSpec("0.key", "float32", shape_of("batch", 4, 7, 2), 0.0) in usual
     assert usual[-1] == StateSpec("0.position", "int64", shape_of("batch"), 0)
     options = {"meta_propagation": True}
-    primed = state_specs(Streamed(ARCHITECTURES["hymba"], "standard", options).make().initial_state(1), "states")
+    primed = state_specs(Streamed(ARCHITECTURES["hymba"], "standard", options).make().initial_state(1))
     files = {spec.name: spec.initial for spec in primed if isinstance(spec.initial, str)}
-    assert files == {name: f"states/{name}.pb" for name in ("0.ssm", "0.conv", "1.ssm", "1.conv")}
+    names = [spec.name for spec in primed]
+    assert files == {
+        f"{layer}.{kind}": f"stream/initial/{names.index(f'{layer}.{kind}')}.pb"
+        for layer in "01"
+        for kind in ("ssm", "conv")
+    }
     assert {spec.dtype for spec in primed[:-1]} == {"float64"}
 
 

@@ -319,7 +319,7 @@ def trace_at_one_size(architecture: str, numerics: str, graph: str) -> ir.Model:
     """That the graph does not depend on the size is for other tests."""
     model = make(ARCHITECTURES[architecture], numerics).float()
     config = model.config
-    states = () if graph == "window" else state_specs(model.initial_state(1), "states")
+    states = () if graph == "window" else state_specs(model.initial_state(1))
     inputs, outputs = signature(graph, config.embed_dim, config.output_size, states)
     with mock.patch.object(tracing, "check_other_sizes"):
         return tracing.trace(entry(model, graph), inputs, outputs, 20, graph)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import edifice_export as ee
 from edifice_export.errors import RequestError
 from edifice_export.graph.capture import export_program
-from edifice_export.programs.module import input_specs, output_names, workable_sizes
+from edifice_export.programs.module_inputs import input_specs, output_names, workable_sizes
 from edifice_export.programs.private_copy import Float64, in_float64, private_copy
 from edifice_export.programs.source import load_source
 from edifice_export.specification import InputSpec, Size, Values, shape_of
@@ -138,7 +138,10 @@ def test_a_module_that_takes_no_other_size_is_refused() -> None:
 
     given = ee.Source(Fixed(), (torch.randn(2, 5),), ({0: "batch"},))
     specs, free = input_specs(given)
-    with pytest.raises(RequestError, match="batch should be free, and the module takes no other sizes than batch 2"):
+    with pytest.raises(
+        RequestError,
+        match=r"no other sizes than batch 2, .* \(at batch 4 it fails: RuntimeError: shape '\[10\]' is invalid",
+    ):
         workable_sizes(given.module, specs, free)
 
 
@@ -247,6 +250,17 @@ def test_code_that_gives_none_is_refused(
         Path("models.py").write_text(textwrap.dedent(code))
     with pytest.raises(RequestError, match=message):
         load_source(name)
+
+
+@pytest.mark.parametrize("name", ["MODULE", "make"])
+def test_a_module_may_hold_its_args(name: str, tmp_path: Path) -> None:
+    (tmp_path / "held.py").write_text(
+        "import torch\nMODULE = torch.nn.Linear(4, 2)\nMODULE.args = (torch.randn(3, 4),)\n"
+        "MODULE.dynamic_shapes = ({0: 'n'},)\nMODULE.output_names = ['y']\nmake = lambda: MODULE\n"
+    )
+    made = load_source(f"{tmp_path / 'held.py'}:{name}")
+    assert made.args[0].shape == (3, 4)
+    assert (made.dynamic_shapes, made.output_names, made.input_names) == (({0: "n"},), ["y"], None)
 
 
 def test_code_finds_what_stands_beside_it(tmp_path: Path) -> None:

@@ -427,9 +427,10 @@ def test_what_an_unfilled_slot_holds_is_seen_by_nobody(bundle: ee.Bundle, tmp_pa
 def test_initial_states_that_change_places_are_found(primed: ee.Bundle, kind: str, tmp_path: Path) -> None:
     bot = tmp_path / "bot"
     shutil.copytree(primed.path, bot)
-    places = {state.name: place for place, state in enumerate(primed.manifest.states)}
-    swapped = (("0", "1"), ("1", "0"))
-    set_initial(bot, {places[f"{one}.{kind}"]: f"stream/initial/{other}.{kind}.pb" for one, other in swapped})
+    first, second = (
+        (place, state.initial) for place, state in enumerate(primed.manifest.states) if state.name.endswith(f".{kind}")
+    )
+    set_initial(bot, {first[0]: second[1], second[0]: first[1]})
     assert ee.verify(primed, ["cpu"]).passed
     verified_wrong(bot)
 

@@ -45,7 +45,7 @@ def traced(architecture: Architecture, numerics: str, layers: int, graph: str = 
     config = architecture.config_class(**{**TINY, "num_layers": layers})
     model = architecture.model_class(config, numerics).eval()
     initialize(model, 0)
-    states = () if graph == "window" else state_specs(model.initial_state(1), "states")
+    states = () if graph == "window" else state_specs(model.initial_state(1))
     return trace(entry(model, graph), *signature(graph, config.embed_dim, config.output_size, states), 20, graph)
 
 

@@ -24,7 +24,6 @@ from .settings import Settings
 if TYPE_CHECKING:
     import onnx
 
-    from ..programs.module_program import ModuleProgram
     from ..programs.program import Program
 
 __all__ = ["write_bundle"]
@@ -39,7 +38,6 @@ def write_bundle(
     settings: Settings,
     weights: Mapping[str, Any],
     progress: Progress | None = None,
-    module: ModuleProgram | None = None,
 ) -> None:
     """Writes the verified bundle of a program.
 
@@ -49,12 +47,11 @@ def write_bundle(
         settings: how.
         weights: what the manifest says of where the weights came from.
         progress: called as verification goes on.
-        module: the program, where it is somebody's module, which no bundle can make again.
 
     Raises:
         CheckError: the export froze a dimension, ONNX refuses it, or it does not agree with the reference.
     """
-    reference = WEIGHTS if module is None else None
+    reference = program.reference_weights()
     manifest = Manifest(
         program=program.entry,
         precision=settings.precision,
@@ -69,30 +66,25 @@ def write_bundle(
         frames=program.frames,
         graphs={},
         states=program.states,
-        reference=reference,
+        reference=WEIGHTS if reference is not None else None,
         files={},
         parity={},
     )
     if reference is not None:
-        program.save_reference(folder / reference)
+        (folder / WEIGHTS).write_bytes(reference)
     for state, value in program.initial_values().items():
         (spec,) = (spec for spec in program.states if spec.name == state)
         write_tensor(folder / str(spec.initial), state, value)
-    manifest = _write_graphs(folder, program, manifest, float(settings.tolerance), progress, module)
+    manifest = _write_graphs(folder, program, manifest, settings.tolerance, progress)
     (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
 
 
 def _write_graphs(
-    folder: Path,
-    program: Program,
-    manifest: Manifest,
-    tolerance: float,
-    progress: Progress | None,
-    module: ModuleProgram | None,
+    folder: Path, program: Program, manifest: Manifest, tolerance: float, progress: Progress | None
 ) -> Manifest:
     """Writes and verifies the graphs of a program; returns the manifest with them, all files and what was measured."""
     generator = np.random.default_rng(manifest.seed)
-    with Verification(["cpu"], tolerance, manifest.param_count, module=module) as verification:
+    with Verification(["cpu"], tolerance, manifest.param_count, program=program) as verification:
         for name in program.graphs:
             manifest = _write_graph(folder, program, manifest, name, generator)
             manifest = dataclasses.replace(manifest, files=hash_files(folder, manifest.files))
@@ -192,8 +184,8 @@ def _write_long_example(
     inputs, outputs = manifest.own_tensors("stream")
     return SequenceEntry(
         path,
-        tuple(dataclasses.replace(spec, shape=(spec.shape[0], frames, *spec.shape[1:])) for spec in inputs),
-        tuple(dataclasses.replace(spec, shape=(spec.shape[0], frames, *spec.shape[1:])) for spec in outputs),
+        tuple(spec.framed(frames) for spec in inputs),
+        tuple(spec.framed(frames) for spec in outputs),
     )
 
 

@@ -88,6 +88,6 @@ def export_source(
         program = ModuleProgram(source)
         with small_model_threads(program.param_count):
             origin = {"source": "module", "sha256": program.fingerprint}
-            write_bundle(folder, program, settings, origin, progress, module=program)
+            write_bundle(folder, program, settings, origin, progress)
         bundle = open_bundle(folder)
     return dataclasses.replace(bundle, path=place)

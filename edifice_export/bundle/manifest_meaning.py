@@ -167,7 +167,7 @@ def _check_test_sequence(manifest: Manifest, error: Error, name: str, graph: Gra
     if entry is None:
         return
     first: list[TensorSpec] = [spec for specs in manifest.own_tensors(name) for spec in specs]
-    wanted = [dataclasses.replace(spec, shape=(*spec.shape[:1], frames, *spec.shape[1:])) for spec in first]
+    wanted = [spec.framed(frames) for spec in first]
     found = [*entry.inputs, *entry.outputs]
     if name != "stream" or list(map(str, found)) != list(map(str, wanted)):
         raise error(

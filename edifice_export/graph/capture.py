@@ -17,13 +17,12 @@ import torch
 from torch import nn
 
 from ..errors import CheckError
-from ..specification import InputSpec, Size
+from ..specification import InputSpec, Size, Sizes
 from ..values import draw
 from .frozen_sizes import explain
 from .torch_private import reads_of_sizes, untie
 
 __all__ = [
-    "Sizes",
     "check_other_sizes",
     "check_same_graph",
     "examples",
@@ -31,9 +30,6 @@ __all__ = [
     "quiet",
     "sizes_of",
 ]
-
-Sizes = Mapping[str, int]
-"""A number for each symbol of the inputs."""
 
 _TRACED, _LARGER, _SMALLER = (2, 7, 13, 17, 23), (3, 11, 17, 29, 31), (5, 3, 4, 7, 6)
 """Sizes of the free dimensions in turn, to trace and to compare: none of them 0, 1 or equal to another. What was frozen

@@ -16,8 +16,8 @@ import torch
 from torch import nn
 
 from ..errors import CheckError
-from ..specification import DTYPES, InputSpec, OutputSpec, Size, TensorSpec
-from .capture import Sizes, check_other_sizes, export_program, quiet, sizes_of
+from ..specification import DTYPES, InputSpec, OutputSpec, Size, Sizes, TensorSpec
+from .capture import check_other_sizes, export_program, quiet, sizes_of
 from .names import rename
 from .torch_private import decompose_if_needed, forgetting, parsed_once
 from .translations import translations

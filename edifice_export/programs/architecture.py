@@ -6,7 +6,6 @@ import copy
 import functools
 import math
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,9 +15,9 @@ from edifice_reference.models.contract import ReferenceModel
 
 from ..bundle.manifest import ARCHITECTURE, ProgramEntry
 from ..specification import BATCH, SEQUENCE, InputSpec, OutputSpec, StateSpec
+from ..values import Arrays
 from ..weights import encode_safetensors, own_metadata
-from .graphs import entry, signature, state_specs
-from .program import Arrays
+from .graphs import entry, signature, state_specs, values_in_files
 
 __all__ = ["ArchitectureProgram"]
 
@@ -30,8 +29,6 @@ _MAX_BYTES = 2**26
 
 _WINDOWS = 2.5
 """Length of a stream's longer test."""
-
-_INITIAL = "stream/initial"
 
 
 class ArchitectureProgram:
@@ -52,7 +49,7 @@ class ArchitectureProgram:
         self.frames: str | None = str(SEQUENCE)
         self.param_count = sum(parameter.numel() for parameter in model.parameters())
         self._start = _rounded(self._exact.initial_state(1)) if "stream" in graphs else {}
-        self.states: tuple[StateSpec, ...] = state_specs(self._start, _INITIAL)
+        self.states: tuple[StateSpec, ...] = state_specs(self._start)
 
     @functools.cached_property
     def _exact(self) -> ReferenceModel:
@@ -60,7 +57,7 @@ class ArchitectureProgram:
 
     def initial_values(self) -> Arrays:
         """See Program."""
-        return {state.name: self._start[state.name].numpy() for state in self.states if isinstance(state.initial, str)}
+        return values_in_files(self.states, self._start)
 
     def module(self, graph: str) -> nn.Module:
         """See Program."""
@@ -108,10 +105,10 @@ class ArchitectureProgram:
             outputs = self._exact.forward_stream(torch.from_numpy(frames).double()).float().numpy()
         return {"frame": frames}, {"output": outputs}
 
-    def save_reference(self, path: Path) -> None:
+    def reference_weights(self) -> bytes:
         """See Program."""
         metadata = own_metadata(self.entry.name, self.entry.options, str(self.entry.numerics))
-        path.write_bytes(encode_safetensors(dict(self.model.named_parameters()), metadata))
+        return encode_safetensors(dict(self.model.named_parameters()), metadata)
 
     def _pieces(self, name: str, pieces: list[np.ndarray]) -> Iterator[tuple[Arrays, Arrays]]:
         """Data sets of a graph with states, each from the state after the one before, as it was written."""

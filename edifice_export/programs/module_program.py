@@ -5,10 +5,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,12 +15,12 @@ from torch import Tensor, nn
 
 from ..bundle.manifest import MODULE, ProgramEntry
 from ..errors import RequestError
-from ..specification import InputSpec, StateSpec, Values
-from ..values import draw
-from .module import Free, bears, input_specs, output_names, workable_sizes
+from ..specification import InputSpec, Sizes, StateSpec, Values
+from ..values import Arrays, draw
+from ..weights.checkpoint import hash_tensors
+from .module_inputs import Free, input_specs, output_names, why_not, workable_sizes
 from .module_stream import ModuleStream, flat, gives_state, has_steps, without_state
 from .private_copy import Float64, in_float64, private_copy, unwrapped
-from .program import Arrays, Sizes
 from .source import Source
 
 __all__ = ["ModuleProgram"]
@@ -32,9 +30,6 @@ _LENGTHS = (1, 2, 3, 5, 7, 13, 23, 37, 61, 131)
 
 _ENTRIES = (1, 2, 3, 5)
 """The same of the first free size, which is that of a batch as a rule."""
-
-_WINDOWS = 2.5
-"""Length of a stream's longer test, in those of the example."""
 
 _MAX_NUMBERS = 2**22
 """In one input of those sizes; larger ones are left out."""
@@ -102,13 +97,8 @@ class ModuleProgram:
     @functools.cached_property
     def fingerprint(self) -> str:
         """SHA-256 of parameters and buffers with their names: that of another module is another."""
-        digest = hashlib.sha256()
-        for name, value in sorted(self.private.state_dict().items()):
-            if isinstance(value, Tensor):
-                array = np.ascontiguousarray(value.detach().numpy())
-                digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
-                digest.update(array.tobytes())
-        return digest.hexdigest()
+        buffers = self.private.named_buffers(remove_duplicate=False)
+        return hash_tensors({**dict(self.private.named_parameters(remove_duplicate=False)), **dict(buffers)})
 
     def initial_values(self) -> Arrays:
         """See Program."""
@@ -151,8 +141,7 @@ class ModuleProgram:
     def examples(self, graph: str, generator: np.random.Generator) -> Iterator[tuple[Arrays, Arrays]]:
         """See Program."""
         if graph != "window":
-            window = self.sizes[self.stream.frames]
-            yield from self.stream.examples(graph, generator, self.exact, self._draw_frames, window)
+            yield from self.stream.examples(graph, generator, self.exact)
             return
         given = {spec.name: value.numpy() for spec, value in zip(self._inputs, self._example, strict=True)}
         yield given, self._rounded(given)
@@ -163,9 +152,7 @@ class ModuleProgram:
 
     def long_example(self, generator: np.random.Generator) -> tuple[Arrays, Arrays]:
         """See Program."""
-        frames = self._draw_frames(generator, 1, math.ceil(_WINDOWS * self.sizes[self.stream.frames]))
-        outputs, _ = self.stream.run(frames, None, self.exact)
-        return frames, {name: _single(array) for name, array in outputs.items()}
+        return self.stream.long_example(generator, self.exact)
 
     def run_stream(
         self,
@@ -195,16 +182,9 @@ class ModuleProgram:
         present = {f"present.{name}": value for name, value in after.items()} if state is not None else {}
         return {**outputs, **present}
 
-    def _draw_frames(self, generator: np.random.Generator, batch: int, length: int) -> Arrays:
-        several = (
-            InputSpec(spec.name, spec.dtype, (batch, length, *spec.shape[1:]), spec.values)
-            for spec in self.stream.inputs
-        )
-        return {spec.name: draw(spec, {}, generator) for spec in several}
-
-    def save_reference(self, path: Path) -> None:
+    def reference_weights(self) -> None:
         """See Program."""
-        raise NotImplementedError("nobody's module but the user's makes the reference again")
+        return
 
     @functools.cached_property
     def exact(self) -> nn.Module:
@@ -260,7 +240,7 @@ class ModuleProgram:
     def _bears(self, sizes: Sizes) -> bool:
         """Whether it takes inputs of these sizes itself, and they are not too large to try."""
         counts = [math.prod(size or 1 for size in spec.at(sizes)) for spec in self._inputs]
-        return max(counts) <= _MAX_NUMBERS and bears(self.private, self._inputs, sizes)
+        return max(counts) <= _MAX_NUMBERS and why_not(self.private, self._inputs, sizes) is None
 
     def _rounded(self, given: Arrays) -> Arrays:
         """What the module gives in float64, in the types that its graph gives."""
@@ -295,10 +275,6 @@ def _plain(value: Any, spec: InputSpec) -> Tensor:
 
 def _entries(index: int) -> int:
     return _ENTRIES[index % len(_ENTRIES)]
-
-
-def _single(array: np.ndarray) -> np.ndarray:
-    return array.astype(np.float32) if array.dtype == np.float64 else array
 
 
 def _within(free: Free, size: int) -> int:

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import dataclasses
 import inspect
+import math
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -15,16 +16,17 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import RequestError
-from ..specification import InputSpec, Size, StateSpec, Values
+from ..specification import InputSpec, Size, Values
+from ..values import Arrays, draw
+from .graphs import State, carry_states, state_specs, values_in_files
 from .private_copy import Float64
-from .program import Arrays
 
 __all__ = ["ModuleStream", "flat", "gives_state", "has_steps", "without_state"]
 
-_INITIAL = "stream/initial"
-_STATES = (torch.float32, torch.int64, torch.int32)
+_WINDOWS = 2.5
+"""Length of a stream's longer test, in those of the example."""
 
-State = dict[str, Tensor]
+_STATES = (torch.float32, torch.int64, torch.int32)
 
 
 def has_steps(module: nn.Module) -> bool:
@@ -76,13 +78,18 @@ class ModuleStream:
         self._module: Any = module
         self.sequences = tuple(inputs)
         self.batch, self.frames = self._axes()
+        self._window = example[0].shape[1]
         self.inputs = tuple(_of_a_frame(spec) for spec in inputs)
         self._initial = self._start(1)
-        self.states = _specs(self._initial, self.batch)
+        self.states = state_specs(self._initial, Size((self.batch,)))
         self._check_entries()
         outputs = self._check_step([value[:, 0] for value in example])
         several = len(outputs) == len(names) or len(outputs) == 1
         self.names = tuple(names[: len(outputs)]) if several else tuple(f"output_{i}" for i in range(len(outputs)))
+        own = (*(spec.name for spec in inputs), *self.names)
+        odd = [name for name in own if name.startswith(("past.", "present."))]
+        if odd:
+            raise self._error(f"{odd[0]} is called as states are in its stream; give it another name")
         self.extends = self._way_to_extend()
 
     @property
@@ -94,29 +101,20 @@ class ModuleStream:
         """The module whose forward takes frames and states as tensors, and gives outputs and states."""
         shared = {id(tensor): tensor for tensor in (*self._module.parameters(), *self._module.buffers())}
         mine = copy.deepcopy(self._module, shared)
-        count, names, extends = len(self.inputs), [state.name for state in self.states], self.extends
+        extends = self.extends
 
-        def compute(self: Any, *given: Tensor) -> tuple[Tensor, ...]:
-            past = dict(zip(names, given[count:], strict=True))
-            if graph == "stream":
-                outputs, present = _with_state(self.step, given[:count], past)
-            elif extends == "extend":
-                outputs, present = _with_state(self.extend, given[:count], past)
-            else:  # its own, not this one
-                outputs, present = _with_state(types.MethodType(type(self).forward, self), given[:count], past)
-            found = flat(outputs) or ()
-            if graph == "prefill":
-                found = tuple(value[:, -1] for value in found)
-            return *found, *(present[name] for name in names)
+        def run(module: Any, frames: Sequence[Tensor], past: State) -> tuple[Sequence[Tensor], State]:
+            own_forward = types.MethodType(type(module).forward, module)  # and not the one that calls this
+            ways = {"extend": getattr(module, "extend", None), "forward": own_forward}
+            way = module.step if graph == "stream" else ways[str(extends)]
+            outputs, present = _with_state(way, frames, past)
+            return flat(outputs) or (), present
 
-        object.__setattr__(mine, "forward", types.MethodType(compute, mine))
-        return mine
+        return carry_states(mine, run, [state.name for state in self.states], last=graph == "prefill")
 
     def initial_values(self) -> Arrays:
         """Of states that no single number fills, what one entry starts from."""
-        return {
-            state.name: self._initial[state.name].numpy() for state in self.states if isinstance(state.initial, str)
-        }
+        return values_in_files(self.states, self._initial)
 
     def start(self, batch: int) -> Arrays:
         """The states before the first frame."""
@@ -148,26 +146,31 @@ class ModuleStream:
         after = {state.name: before[state.name].numpy() for state in self.states}
         return dict(zip(self.names, stacked, strict=True)), after
 
-    def examples(
-        self, graph: str, generator: np.random.Generator, exact: Any, draw_frames: Any, window: int
-    ) -> Iterator[tuple[Arrays, Arrays]]:
+    def draw(self, generator: np.random.Generator, batch: int, length: int) -> Arrays:
+        """Random frames [batch, frames, ...] of every input."""
+        return {spec.name: draw(spec.framed(length, batch), {}, generator) for spec in self.inputs}
+
+    def examples(self, graph: str, generator: np.random.Generator, exact: Any) -> Iterator[tuple[Arrays, Arrays]]:
         """Data sets of a graph, each from the state after the one before, as it was written."""
-        lengths = (1, 1, 1) if graph == "stream" else (window + 2, (window + 1) // 2)
+        lengths = (1, 1, 1) if graph == "stream" else (self._window + 2, (self._window + 1) // 2)
         state = self.start(2)
         for length in lengths:
-            frames = draw_frames(generator, 2, length)
+            frames = self.draw(generator, 2, length)
             outputs, after = self.run(frames, state, exact)
             present = {state.name: after[state.name].astype(state.dtype) for state in self.states}
             given = {name: array[:, 0] if graph == "stream" else array for name, array in frames.items()}
-            last = {name: self._rounded(array[:, -1]) for name, array in outputs.items()}
+            last = {name: _single(array[:, -1]) for name, array in outputs.items()}
             yield (
                 {**given, **{f"past.{name}": value for name, value in state.items()}},
                 {**last, **{f"present.{name}": value for name, value in present.items()}},
             )
             state = present
 
-    def _rounded(self, array: np.ndarray) -> np.ndarray:
-        return array.astype(np.float32) if array.dtype == np.float64 else array
+    def long_example(self, generator: np.random.Generator, exact: Any) -> tuple[Arrays, Arrays]:
+        """Frames from the start, several times the example's, and the outputs at each."""
+        frames = self.draw(generator, 1, math.ceil(_WINDOWS * self._window))
+        outputs, _ = self.run(frames, None, exact)
+        return frames, {name: _single(array) for name, array in outputs.items()}
 
     def _axes(self) -> tuple[str, str]:
         """The symbols of the batch and of frames."""
@@ -255,15 +258,8 @@ def _of_a_frame(spec: InputSpec) -> InputSpec:
     return dataclasses.replace(spec, shape=shape, values=values)
 
 
-def _specs(state: State, batch: str) -> tuple[StateSpec, ...]:
-    specs = []
-    for index, (name, value) in enumerate(state.items()):
-        first = value.flatten()[0].item() if value.numel() else 0.0
-        # A name may be no name of a file.
-        initial = first if bool((value == first).all()) else f"{_INITIAL}/{index}.pb"
-        dtype = str(value.dtype).removeprefix("torch.")
-        specs.append(StateSpec(name, dtype, (Size((batch,)), *value.shape[1:]), initial))
-    return tuple(specs)
+def _single(array: np.ndarray) -> np.ndarray:
+    return array.astype(np.float32) if array.dtype == np.float64 else array
 
 
 def _tensors(state: Mapping[str, np.ndarray]) -> State:

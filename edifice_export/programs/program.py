@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from ..bundle.manifest import ProgramEntry
-from ..specification import InputSpec, OutputSpec, StateSpec
+from ..specification import InputSpec, OutputSpec, Sizes, StateSpec
+from ..values import Arrays
 
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["Arrays", "Program", "Sizes"]
-
-Arrays = dict[str, np.ndarray]
-"""Tensors by name."""
-
-Sizes = Mapping[str, int]
-"""A number for each free size, by its symbol."""
+__all__ = ["Program"]
 
 
 class Program(Protocol):
@@ -74,5 +68,5 @@ class Program(Protocol):
     def long_example(self, generator: np.random.Generator) -> tuple[Arrays, Arrays] | None:
         """A longer test of the stream from its start: frames [batch, frames, ...] and the outputs at each, if any."""
 
-    def save_reference(self, path: Path) -> None:
-        """Writes the weights of the reference, of an architecture."""
+    def reference_weights(self) -> bytes | None:
+        """A safetensors file that the reference is made of again; None of somebody's module, which no file makes."""

@@ -70,8 +70,8 @@ def load_source(name: str) -> Source:
     """Runs code that the user named, and gives what it makes.
 
     Args:
-        name: `FILE.py:NAME` or `package.module:NAME`, where NAME is a Source, or a callable without arguments that
-            returns one.
+        name: `FILE.py:NAME` or `package.module:NAME`, where NAME is a Source, or a module with its `args` in it (and
+            what else a Source has, by those names); or a callable without arguments that returns either.
 
     Raises:
         RequestError: there is no such file, module or name, it is something else, or it fails.
@@ -94,10 +94,13 @@ def load_source(name: str) -> Source:
             f"{name}: failed with {type(error).__name__}: {error} at {where.filename}:{where.lineno}; --debug shows "
             "more"
         ) from error
+    if _is_module(made) and hasattr(made, "args"):
+        fields = [field.name for field in dataclasses.fields(Source) if field.name != "module"]
+        made = Source(made, **{name: getattr(made, name) for name in fields if hasattr(made, name)})
     if not isinstance(made, Source):
         raise RequestError(
             f"{name}: gave {_article(type(made).__name__)}, and should give an edifice_export.Source(module, args, "
-            "dynamic_shapes=...)"
+            "dynamic_shapes=...), or a module with its args in it"
         )
     return made
 

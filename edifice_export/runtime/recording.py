@@ -22,13 +22,11 @@ from ..errors import ExportError, RequestError, brief
 from ..values import MAX_MAGNITUDE, first_beyond, why_beyond
 from ..writing.files import check_output, replacing
 from .csv_recording import CsvLines, unpack_csv
+from .tensor_file import check_expansion
 
 __all__ = ["Recording", "check_room", "iter_windows", "open_output", "open_recording", "window_starts"]
 
 Frames = NDArray[np.float32]
-
-_EXPANDED, _EXPANSION = 2**28, 100
-"""Bytes that a .npz may unpack to whatever its size, and how many times its size besides: recordings compress less."""
 
 _HEAD = 1 << 14  # bytes; any header numpy accepts is shorter
 
@@ -202,11 +200,7 @@ def _map_npz(path: Path, width: int, name: str, unpacked: Path, admit: Callable[
         with archive.open(member) as source, unpacked.open("wb") as copy:
             head = source.read(_HEAD)
             admit(_check_header(head, member.file_size, width, f"{member.filename!r} in {path}"))
-            if member.file_size > _EXPANDED + _EXPANSION * path.stat().st_size:
-                raise RequestError(
-                    f"{path} unpacks to {member.file_size} bytes from {path.stat().st_size}, more than {_EXPANSION} "
-                    "times its size; save it uncompressed, with np.savez, if it is a recording"
-                )
+            check_expansion(path, member.file_size)
             if member.file_size > (free := shutil.disk_usage(unpacked.parent).free):
                 raise RequestError(f"{path} unpacks to {member.file_size} bytes; TMPDIR has {free}; set a roomier one")
             copy.write(head)

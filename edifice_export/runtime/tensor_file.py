@@ -12,10 +12,10 @@ from ..errors import RequestError, brief
 from ..machine import physical_memory
 from ..writing.files import check_output, replacing
 
-__all__ = ["check_tensor_output", "read_tensors", "write_tensors"]
+__all__ = ["check_expansion", "check_tensor_output", "read_tensors", "write_tensors"]
 
 _EXPANDED, _EXPANSION = 2**28, 100
-"""Bytes that a .npz may unpack to whatever its size, and how many times its size besides."""
+"""Bytes that a .npz may unpack to whatever its size, and how many times its size besides: recordings compress less."""
 
 
 def read_tensors(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
@@ -46,13 +46,26 @@ def read_tensors(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
                     f"{path}: holds {', '.join(members) or 'nothing'}, and no {missing[0]}; give {wanted}"
                 )
             size = sum(members[name].file_size for name in names)
-            if size > _EXPANDED + _EXPANSION * path.stat().st_size:
-                raise RequestError(f"{path}: unpacks to {size} bytes; save it uncompressed, with np.savez")
+            check_expansion(path, size)
             _check_size(path, size)
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in names}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise RequestError(f"{path}: can't be read: {brief(error)}; save it again with np.savez") from error
+
+
+def check_expansion(path: Path, size: int) -> None:
+    """Refuses a .npz that unpacks to much more than it is.
+
+    Raises:
+        RequestError: says to how much.
+    """
+    held = path.stat().st_size
+    if size > _EXPANDED + _EXPANSION * held:
+        raise RequestError(
+            f"{path} unpacks to {size} bytes from {held}, more than {_EXPANSION} times its size; save it uncompressed, "
+            "with np.savez, if it is a recording"
+        )
 
 
 def _check_size(path: Path, size: int) -> None:

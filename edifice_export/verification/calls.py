@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..bundle.bundle import Bundle
-from ..programs.program import Sizes
+from ..runtime.arrays import check_sizes
 from ..runtime.model import Model
-from ..values import draw
-from .report import LEAST, Arrays, Given, Trial, attempt, compare
+from ..specification import Sizes
+from ..values import Arrays, draw
+from .report import LEAST, Given, Trial, attempt, compare
 
 if TYPE_CHECKING:
     from ..programs.module_program import ModuleProgram
@@ -108,8 +109,8 @@ class _Judge:
                 graph="window",
                 provider=self.provider,
                 source=self.source,
-                batch=next(iter(sizes.values()), 1),
-                length=max(sizes.values(), default=1),
+                batch=0,
+                length=0,
                 seed=self.call.seed,
                 magnitude=self.call.magnitude,
                 sizes=", ".join(f"{symbol} {size}" for symbol, size in sizes.items()) or "fixed sizes",
@@ -126,7 +127,5 @@ def _run(model: Model, inputs: Arrays, expected: Arrays, judge: _Judge) -> Itera
 def _run_test_data(bundle: Bundle, model: Model, provider: str, tolerance: float) -> Iterator[Trial]:
     specs = bundle.manifest.graphs["window"].inputs
     for folder, inputs, outputs in bundle.test_data("window"):
-        sizes: dict[str, int] = {}
-        for spec in specs:
-            sizes |= {str(size): n for size, n in zip(spec.shape, inputs[spec.name].shape, strict=True) if size != n}
+        sizes = check_sizes([*inputs.values()], specs, {})
         yield from _run(model, inputs, outputs, _Judge(provider, tolerance, folder, _Call(sizes, 0)))

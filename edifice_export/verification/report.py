@@ -11,6 +11,7 @@ import numpy as np
 
 from ..defaults import TOLERANCE
 from ..errors import NotFiniteError
+from ..values import Arrays
 
 if TYPE_CHECKING:
     from .locate import Departure
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 __all__ = [
     "LEAST",
     "ROUNDING_FACTOR",
-    "Arrays",
     "Case",
     "Given",
     "Report",
@@ -30,9 +30,6 @@ __all__ = [
     "describe_stream",
     "describe_tolerance",
 ]
-
-Arrays = dict[str, np.ndarray]
-"""Tensors by name."""
 
 LEAST = 1e-30
 """Outputs of a module may be of any size: the tolerance is relative to the largest, but not of nothing."""
@@ -50,7 +47,7 @@ class Case:
         source: what it was compared with: `reference` (the float64 model), the folder of a test data set, or of a
             stream, what it must be equal to: `window graph`, `after prefill`, `permuted batch`, `reset entry`, and,
             bitwise, `snapshot`.
-        length: frames up to the output that was compared.
+        batch, length: entries, and frames up to the output that was compared; 0 of a module's window graph, see sizes.
         max_abs: largest absolute error; infinite where one side is finite and the other is not.
         max_rel: max_abs relative to the largest reference output.
         limit: the largest max_abs allowed, but for rounding that float32 itself can't do without.

@@ -13,9 +13,8 @@ from ..bundle.manifest import ARCHITECTURE
 from ..errors import CheckError, brief
 from ..runtime.model import Model
 from ..runtime.providers import ORT_ERRORS
-from ..specification import InputSpec
-from ..values import MAX_MAGNITUDE, draw
-from .report import LEAST, Arrays, Given, Trial, attempt, compare
+from ..values import MAX_MAGNITUDE, Arrays, draw
+from .report import LEAST, Given, Trial, attempt, compare
 
 if TYPE_CHECKING:
     from .reference import Reference
@@ -274,8 +273,7 @@ def _draw(bundle: Bundle, batch: int, frames: int, magnitude: float = 1.0) -> Ar
     generator = np.random.default_rng(batch)
     drawn = {}
     for spec in bundle.manifest.own_tensors("stream")[0]:
-        several = InputSpec(spec.name, spec.dtype, (batch, frames, *spec.shape[1:]), spec.values)
-        array = draw(several, {}, generator)
+        array = draw(spec.framed(frames, batch), {}, generator)
         if spec.values.kind == "normal":
             limit = min(MAX_MAGNITUDE, float(np.finfo(spec.dtype).max))
             array = (array * np.dtype(spec.dtype).type(magnitude)).clip(-limit, limit)

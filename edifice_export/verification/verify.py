@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from edifice_reference.models.contract import ReferenceModel
 
     from ..programs.module_program import ModuleProgram
+    from ..programs.program import Program
     from ..programs.source import Source
     from .reference import Reference
 
@@ -144,6 +145,7 @@ class Verification:
         parameters: of the model. One that is not small takes all cores by itself, as do others than the CPU, which may
             not bear two runs at once: they are run when the report is asked for.
         every_prefix: see verify.
+        program: what the bundle is of, where it is at hand: no bundle makes somebody's module again.
     """
 
     def __init__(
@@ -152,9 +154,9 @@ class Verification:
         tolerance: float,
         parameters: int,
         every_prefix: bool = False,
-        module: ModuleProgram | None = None,
+        program: Program | None = None,
     ) -> None:
-        self._module = module
+        self._program = program
         self._providers, self._tolerance, self._every_prefix = list(providers), tolerance, every_prefix
         self._threads = 1 if parameters <= SMALL else None  # as many as torch's, see small_model_threads
         self._at_once = self._threads == 1 and set(providers) == {"cpu"}
@@ -190,7 +192,7 @@ class Verification:
         bundle, parts, self._waiting = self._bundle, self._waiting, []
         models = {provider: load(bundle, [provider], self._threads) for provider in self._providers}
         if self._reference is None:
-            self._reference = _load_reference(bundle, self._module)
+            self._reference = _load_reference(bundle, self._program)
         known = PARTS if bundle.manifest.program.kind == ARCHITECTURE else MODULE_PARTS
         for part in parts:
             count, _ = known[part]
@@ -256,15 +258,16 @@ def _tells(trial: Trial) -> tuple[bool, bool, float]:
     return case.source == "reference", given.state is None and given.restart == 0, case.severity
 
 
-def _load_reference(bundle: Bundle, module: ModuleProgram | None) -> Reference | None:
+def _load_reference(bundle: Bundle, program: Program | None) -> Reference | None:
     """The reference of a bundle; None where torch can't be imported, or of a module that is not at hand."""
     if why_no_torch() is not None:
         return None
+    from ..programs.module_program import ModuleProgram
     from .reference import ArchitectureReference, ModuleReference
 
     if bundle.manifest.program.kind == ARCHITECTURE:
-        return ArchitectureReference(bundle)
-    return ModuleReference(module) if module is not None else None
+        return ArchitectureReference(bundle)  # of what was written
+    return ModuleReference(program) if isinstance(program, ModuleProgram) else None
 
 
 def _why_test_data(bundle: Bundle) -> str:

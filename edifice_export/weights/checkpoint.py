@@ -17,7 +17,7 @@ from .sources import Source
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["CONVERTED", "Checkpoint", "describe_weights", "dtype_of", "recognise"]
+__all__ = ["CONVERTED", "Checkpoint", "describe_weights", "dtype_of", "hash_tensors", "recognise"]
 
 CONVERTED = {"bfloat16": "upcast", "float16": "upcast", "float64": "rounded"}
 """What becomes of tensors of other types, as models are float32."""
@@ -58,7 +58,7 @@ class Checkpoint:
 
     def entry(self) -> dict[str, Any]:
         """What a manifest says of them: where they are from, and what was done to them."""
-        entry: dict[str, Any] = {"source": "state_dict", "sha256": _hash_tensors(self.tensors)}
+        entry: dict[str, Any] = {"source": "state_dict", "sha256": hash_tensors(self.tensors)}
         if self.files:
             named, *shards = self.files
             entry = {"source": named.name, "sha256": _hash_file(named)}
@@ -103,12 +103,12 @@ def _hash_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _hash_tensors(tensors: Mapping[str, Tensor]) -> str:
+def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
     """Of the names, types, shapes and numbers, in whatever order they come."""
     import torch
 
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {dtype_of(tensor)} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        digest.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""Somebody's module as a program: what it takes, by its example and its free sizes, and sizes that it bears."""
+"""What somebody's module takes: by its example and its free sizes, and at which of them it computes."""
 
 from __future__ import annotations
 
@@ -13,14 +13,12 @@ import torch
 from torch import nn
 
 from ..arguments import several
-from ..errors import RequestError
-from ..specification import InputSpec, Size, Values
+from ..errors import RequestError, brief
+from ..specification import InputSpec, Size, Sizes, Values
 from ..values import draw
 from .source import Source
 
-__all__ = ["Free", "bears", "input_specs", "output_names", "workable_sizes"]
-
-Sizes = dict[str, int]
+__all__ = ["Free", "input_specs", "output_names", "why_not", "workable_sizes"]
 
 _TYPES = {torch.float32, torch.float16, torch.int64, torch.int32, torch.bool}
 
@@ -177,32 +175,39 @@ def workable_sizes(
     if not free:
         return ({},)
     found: list[Sizes] = []
+    refused: str | None = None
     for sizes in _candidates(free):
         # What is frozen may be the most or the least of something, of any size: the others differ in all of them.
         new = all(sizes[name] != known[name] for known in found for name in free)
         sound = len(set(sizes.values())) == len(sizes) and min(sizes.values()) > 1
-        if new and (found or sound) and bears(module, inputs, sizes):
+        if not (new and (found or sound)):
+            continue
+        problem = why_not(module, inputs, sizes)
+        if problem is None:
             found.append(sizes)
+        else:
+            refused = refused or f"at {', '.join(f'{name} {size}' for name, size in sizes.items())} it fails: {problem}"
         if len(found) == count:
             break
     if len(found) < 2:
         tried = ", ".join(f"{name} {each.example}" for name, each in free.items())
         raise RequestError(
             f"dynamic_shapes: {', '.join(free)} should be free, and the module takes no other sizes than {tried}, or "
-            "none that differ from each other; declare what it can't change as fixed"
+            f"none that differ from each other ({refused or 'limits leave none'}); declare what it can't change as "
+            "fixed"
         )
     return tuple(found)
 
 
-def bears(module: nn.Module, inputs: Sequence[InputSpec], sizes: Mapping[str, int]) -> bool:
-    """Whether a module takes inputs of these sizes."""
+def why_not(module: nn.Module, inputs: Sequence[InputSpec], sizes: Sizes) -> str | None:
+    """What a module raises at inputs of these sizes; None where it takes them."""
     generator = np.random.default_rng(0)
     try:
         with torch.no_grad():
             module(*(torch.from_numpy(draw(spec, sizes, generator)) for spec in inputs))
-    except Exception:  # whatever somebody's code raises
-        return False
-    return True
+    except Exception as error:  # whatever somebody's code raises
+        return f"{type(error).__name__}: {brief(error)}"
+    return None
 
 
 _PRIMES = (11, 3, 17, 5, 7, 13, 2, 19, 23)
