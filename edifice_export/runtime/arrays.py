@@ -35,20 +35,22 @@ def check_array(array: np.ndarray, spec: InputSpec, single: bool = True) -> None
     """
     if not isinstance(array, np.ndarray) or isinstance(array, np.ma.MaskedArray):
         raise RequestError(f"{spec.name} should be a numpy array {spec}, got {type(array).__name__}; convert it")
-    expected = f"{spec} or [{', '.join(map(str, spec.shape[1:]))}]" if single else str(spec)
     sizes = spec.shape[max(0, len(spec.shape) - array.ndim) :]
     fits = len(sizes) == array.ndim >= len(spec.shape) - single and all(
         isinstance(size, Size) or size == found for size, found in zip(sizes, array.shape, strict=True)
     )
     if not fits:
-        raise RequestError(f"{spec.name}: expected {expected}, got shape {list(array.shape)}")
+        raise RequestError(f"{_expected(spec, single)}, got shape {list(array.shape)}")
     if array.dtype != np.dtype(spec.dtype):
-        raise RequestError(
-            f"{spec.name}: expected {expected}, got {array.dtype}; convert it with .astype(np.{spec.dtype})"
-        )
+        raise RequestError(f"{_expected(spec, single)}, got {array.dtype}; convert it with .astype(np.{spec.dtype})")
     if 0 in array.shape:
-        raise RequestError(f"{spec.name}: expected {expected}, got shape {list(array.shape)}, which holds nothing")
+        raise RequestError(f"{_expected(spec, single)}, got shape {list(array.shape)}, which holds nothing")
     _check_values(array, spec)
+
+
+def _expected(spec: InputSpec, single: bool) -> str:
+    alone = f" or [{', '.join(map(str, spec.shape[1:]))}]" if single else ""
+    return f"{spec.name}: expected {spec}{alone}"
 
 
 def _check_values(array: np.ndarray, spec: InputSpec) -> None:
