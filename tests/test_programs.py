@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import sys
 import textwrap
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from module_cases import Recurs
 from torch import Tensor, nn
 
 import edifice_export as ee
@@ -272,14 +274,6 @@ def test_code_finds_what_stands_beside_it(tmp_path: Path) -> None:
     assert load_source(f"{tmp_path / 'given.py'}:SOURCE").args[0].shape == (1, 4)
 
 
-class Recurs(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        h = torch.zeros_like(x[:, 0])
-        for t in range(x.shape[1]):
-            h = 0.9 * h + x[:, t]
-        return h
-
-
 class Selects(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h, ys = x.new_zeros(x.shape[0], 4, 4), []
@@ -311,8 +305,9 @@ class Decides(nn.Module):
 def test_a_frozen_size_is_told_by_file_and_line(module: type[nn.Module], line: str, advice: str) -> None:
     with pytest.raises(ee.CheckError) as error:
         export_program(module(), [InputSpec("x", "float32", shape_of("batch", "time", 4))])
-    number = next(n for n, text in enumerate(Path(__file__).read_text().splitlines(), 1) if line in text)
+    file = Path(str(inspect.getsourcefile(module)))
+    number = next(n for n, text in enumerate(file.read_text().splitlines(), 1) if line in text)
     message = str(error.value)
-    assert f"{Path(__file__)}:{number} reads a size" in message
+    assert f"{file}:{number} reads a size" in message
     assert line in message
     assert advice in message

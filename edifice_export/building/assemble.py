@@ -166,6 +166,11 @@ def _check_output(module: str, spec: OutputSpec, found: np.ndarray) -> None:
             f"{module} gives {spec.name} as {found.dtype}, and torch's exporter makes {spec.dtype} of it; convert it "
             "to that in the module"
         )
+    if spec.dtype == "float16":
+        raise CheckError(
+            f"{module} gives {spec.name} as float16, which is rounded by more than what readers compare to; convert it "
+            "to float32 in the module"
+        )
     if found.dtype.kind == "f" and (place := first_beyond(found, MAX_MAGNITUDE)) is not None:
         raise CheckError(
             f"{module} gives {found[place]:g} in {spec.name} at {list(place)} of an example; outputs are finite and up "

@@ -54,6 +54,8 @@ def input_specs(source: Source) -> tuple[tuple[InputSpec, ...], dict[str, Free]]
     for name, given, dims in zip(names, source.args, _dims(source, parameters), strict=True):
         if not isinstance(given, torch.Tensor):
             raise RequestError(f"args: {name} is a {type(given).__name__}; every argument must be a tensor")
+        if given.is_meta:
+            raise RequestError(f"args: {name} is on torch's meta device, without numbers; give an example of some")
         dtype = torch.float32 if half and given.is_floating_point() else given.dtype
         if dtype not in _TYPES:
             raise RequestError(

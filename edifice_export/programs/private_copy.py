@@ -45,6 +45,10 @@ def private_copy(module: nn.Module) -> nn.Module:
         )
     if any(isinstance(value, (nn.UninitializedParameter, nn.UninitializedBuffer)) for value in module.parameters()):
         raise RequestError(f"{type(module).__name__} has lazy parameters without values; run it once before")
+    if any(value.is_meta for value in (*module.parameters(), *module.buffers())):
+        raise RequestError(
+            f"{type(module).__name__} is on torch's meta device, without numbers; load its weights before"
+        )
     shared: dict[int, Any] = {
         id(value): nn.Parameter(value.detach(), requires_grad=False) for value in module.parameters()
     }

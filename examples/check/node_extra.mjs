@@ -6,6 +6,8 @@ import { createRequire } from 'node:module';
 import path from 'node:path';
 import { pathToFileURL } from 'node:url';
 
+import { ensure, refusing } from './ensure.mjs';
+
 const [dir, folder, overflowing] = process.argv.slice(2);
 const load = (file) => import(pathToFileURL(path.join(dir, file)));
 const ort = createRequire(path.join(dir, 'node/main.mjs'))('onnxruntime-node');
@@ -17,21 +19,7 @@ const bundle = await Bundle.open(folder, await openFolder(folder));
 const model = new Model(bundle, ort);
 const width = bundle.graph('stream').inputs[0].shape[1];
 
-function ensure(condition, what) {
-  if (condition) return;
-  console.error(`failed: ${what}`);
-  process.exit(1);
-}
-
-async function refuses(job, says, kind = RequestError) {
-  try {
-    await job();
-  } catch (error) {
-    ensure(error instanceof kind && error.message.includes(says), `refuses with '${says}', got ${error}`);
-    return;
-  }
-  ensure(false, `refuses with '${says}'`);
-}
+const refuses = refusing(RequestError);
 
 const frame = (seed, size = width) => Float32Array.from({ length: size }, (_, i) => Math.sin(seed * 12.9 + i * 78.2));
 const apart = (a, b) => Math.max(...a.map((number, i) => Math.abs(number - b[i])));

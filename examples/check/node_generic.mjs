@@ -5,6 +5,8 @@ import { createRequire } from 'node:module';
 import path from 'node:path';
 import { pathToFileURL } from 'node:url';
 
+import { ensure, refusing } from './ensure.mjs';
+
 const [dir, folder] = process.argv.slice(2);
 const load = (file) => import(pathToFileURL(path.join(dir, file)));
 const ort = createRequire(path.join(dir, 'node/main.mjs'))('onnxruntime-node');
@@ -16,21 +18,7 @@ const { checkOutputs, numbersOf } = await load('javascript/tensors.mjs');
 const read = await openFolder(folder);
 const model = new Model(await Bundle.open(folder, read), ort);
 
-function ensure(condition, what) {
-  if (condition) return;
-  console.error(`failed: ${what}`);
-  process.exit(1);
-}
-
-async function refuses(job, says, kind = RequestError) {
-  try {
-    await job();
-  } catch (error) {
-    ensure(error instanceof kind && error.message.includes(says), `refuses with '${says}', got ${error}`);
-    return;
-  }
-  ensure(false, `refuses with '${says}'`);
-}
+const refuses = refusing(RequestError);
 
 const halves = (...bits) => Uint16Array.from(bits); // 0x3c00 is 1, 0xc000 is -2
 const ids = (...numbers) => BigInt64Array.from(numbers, BigInt);
