@@ -20,7 +20,7 @@ import edifice_export as ee
 from edifice_export.arguments import whole_number
 from edifice_export.benchmark.plan import plan
 from edifice_export.errors import brief
-from edifice_export.runtime import recording
+from edifice_export.runtime import recording, tensor_file
 from edifice_export.runtime.recording import open_recording
 
 NOT_UTF8 = os.fsdecode(b"b\xff")
@@ -218,7 +218,7 @@ def test_an_archive_that_unpacks_to_too_much_is_refused_before_it_is(
     np.savez_compressed("bomb.npz", np.zeros((100_000, WIDTH), np.float32))
     with open_recording(folder / "bomb.npz", WIDTH) as found:
         assert found.frames.shape == (1, 100_000, WIDTH)
-    monkeypatch.setattr(recording, "_EXPANDED", 2**20)
+    monkeypatch.setattr(tensor_file, "_EXPANDED", 2**20)
     monkeypatch.setattr(recording.shutil, "copyfileobj", lambda *_: pytest.fail("it was unpacked"))
     with (
         pytest.raises(ee.RequestError, match=r"unpacks to 2400128 bytes from [0-9]+, more than 100 times"),
