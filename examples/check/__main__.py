@@ -1,6 +1,6 @@
 """Checks every sample on every model: largest error and latency by language, model and graph.
 
-    python -m examples.check                     everything: default models, four languages; about fifteen minutes
+    python -m examples.check                     everything: default models, four languages, C++ on Wine; about sixteen minutes
     python -m examples.check cpp node --quick      some languages, tiny models, few frames
 
 It builds a bundle of each model, scaffolds each sample with it, builds the samples as their readers would, and runs
@@ -30,16 +30,17 @@ from edifice_reference.models.registry import ARCHITECTURES
 
 from .cpp import Cpp
 from .csharp import CSharp
-from .damage import DAMAGES, rename_architecture
+from .damage import DAMAGES, OF_BROWSERS, rename_architecture
 from .handmade import write_handmade
 from .language import CheckError, Language
 from .node import Node
 from .web import Web
+from .windows import Windows
 
 ROOT = Path(__file__).parents[2]
-LANGUAGES: dict[str, Language] = {each.name: each for each in (Cpp(), CSharp(), Node(), Web())}
+LANGUAGES: dict[str, Language] = {each.name: each for each in (Cpp(), CSharp(), Node(), Web(), Windows())}
 
-PROVIDERS = {"cpp": ("cpu",), "csharp": ("cpu",), "node": ("cpu",), "web": ("wasm", "webgpu")}
+PROVIDERS = {"cpp": ("cpu",), "csharp": ("cpu",), "node": ("cpu",), "web": ("wasm", "webgpu"), "windows": ("cpu",)}
 LIMITS = {"webgpu": 1e-3}
 LIMIT = 1e-5
 
@@ -48,6 +49,8 @@ FRAMES = {"webgpu": 100, "wasm": 2000}
 QUICK_FRAMES = 100
 SOFTWARE = ("webgpu",)
 """Computed by a GPU that is a program here, a hundred times slower than one: these get tiny models."""
+EMULATED = ("windows",)
+"""Whose latencies mean nothing: tiny models and few frames."""
 TINY_MARK = "tiny_"
 TINY: dict[str, Any] = {"embed_dim": 8, "hidden_size": 16, "num_layers": 2, "window_size": 12}
 
@@ -154,7 +157,26 @@ def check_refusals(language: Language, sample: Path, bundle: Path, folder: Path)
                 f"{damage.says!r}, got {done.returncode}: {_tail(done.stderr or done.stdout)}"
             )
         said.append(f"{language.name} refuses {damage.name}")
+    said.append(check_browsers(language, sample, bundle, folder))
     return [*said, check_printable(language, sample, bundle, folder)]
+
+
+def check_browsers(language: Language, sample: Path, bundle: Path, folder: Path) -> str:
+    """Runs a sample on a sound bundle in whose folders browsers of files left theirs.
+
+    Raises:
+        CheckError: it was refused.
+    """
+    copy = folder / "damaged" / language.name / "browsed" / "bundle"
+    shutil.rmtree(copy.parent, ignore_errors=True)
+    shutil.copytree(bundle, copy)
+    for model in list(copy.rglob("model.onnx")):
+        for name in OF_BROWSERS:
+            model.with_name(name).touch()
+    done = language.run(sample, copy, "--frames", "1")
+    if done.returncode != 0:
+        raise CheckError(f"{language.name}, {', '.join(OF_BROWSERS)} beside models: {_tail(done.stderr)}")
+    return f"{language.name} takes {', '.join(OF_BROWSERS)} beside models for no part of a bundle"
 
 
 def check_printable(language: Language, sample: Path, bundle: Path, folder: Path) -> str:
@@ -192,12 +214,13 @@ def check_language(language: Language, bundles: dict[str, Path], folder: Path, q
         CheckError: one failed.
     """
     language.install(folder / "tools")
+    quick = quick or language.name in EMULATED
     samples = {}
     for model, bundle in bundles.items():
         samples[model] = folder / "samples" / f"{language.name}-{model}"
         # Building leaves folders in a sample, which would make it another one.
         shutil.rmtree(samples[model], ignore_errors=True)
-        ee.scaffold(language.name, bundle, samples[model])
+        ee.scaffold(language.sample, bundle, samples[model])
     first, small = next(iter(samples.values())), ROOT / "exported/hymba_tiny"
     language.build(first)
     print(f"{language.name}: built", flush=True)

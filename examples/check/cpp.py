@@ -19,7 +19,7 @@ from .damage import overflow
 from .handmade import write_handmade
 from .language import CheckError, Run, run
 
-__all__ = ["Cpp"]
+__all__ = ["Cpp", "must"]
 
 _SUITE, _PACKAGE = "trixie", "libonnxruntime-dev"
 """Headers of 1.21, which later libraries serve as well; Debian 12 has none of its own."""
@@ -63,7 +63,7 @@ _LIES: tuple[tuple[str, Callable[[dict[str, Any]], object]], ...] = (
 class Cpp:
     """The sample in examples/cpp: CMake, a C++ compiler, ONNX Runtime, nlohmann/json."""
 
-    name = "cpp"
+    name = sample = "cpp"
 
     def __init__(self) -> None:
         self._root: Path | None = None
@@ -108,6 +108,7 @@ class Cpp:
             for copy in (whole, extra):
                 self._compile(copy, f"-DCMAKE_CXX_FLAGS={_SANITIZERS}", "-DCMAKE_BUILD_TYPE=RelWithDebInfo")
             lines = [_check_digests(extra), _check_allocations(extra, bundle)]
+            lines += [f"a provider finds the logger: {_extra(extra, 'webgpu', bundle)}"]
             lines += [_extra(extra, "magnitudes", bundle), *_check_damaged(extra, bundle, place / "bundle")]
             handmade = write_handmade(place / "handmade", prefill=False)
             with_prefill = write_handmade(place / "with_prefill", prefill=True)
@@ -126,8 +127,8 @@ class Cpp:
             raise CheckError("install was not called, so there is no ONNX Runtime to build with")
         build = source / "build"
         configure: list[str | Path] = ["cmake", "-S", source, "-B", build, f"-DONNXRUNTIME_ROOT={self._root}", *options]
-        _must(run(configure), "CMake could not configure the C++ sample")
-        _must(run(["cmake", "--build", build]), "the C++ sample does not compile")
+        must(run(configure), "CMake could not configure the C++ sample")
+        must(run(["cmake", "--build", build]), "the C++ sample does not compile")
 
     def _check_readme(self, source: Path, bundle: Path, place: Path) -> str:
         """The code in README.md is a program that runs."""
@@ -136,17 +137,17 @@ class Cpp:
         shutil.copytree(bundle, place / "bundle")
         (place / "cpp" / "main.cpp").write_text("\n".join(blocks), encoding="utf-8")
         self._compile(place / "cpp")
-        _must(run([place / "cpp" / "build" / "self_check"], place / "cpp"), "the code in README.md does not run")
+        must(run([place / "cpp" / "build" / "self_check"], place / "cpp"), "the code in README.md does not run")
         return f"the code in README.md runs: {len(blocks)} blocks"
 
     def _check_shipped(self, source: Path, bundle: Path, place: Path) -> str:
         """The installed folder, moved elsewhere, finds its library."""
-        _must(run(["cmake", "--install", source / "build", "--prefix", place / "dist"]), "cmake --install failed")
+        must(run(["cmake", "--install", source / "build", "--prefix", place / "dist"]), "cmake --install failed")
         shipped = (place / "dist").rename(place / "elsewhere")
         # The library is a link to the wheel's here; a copy shows that nothing else is needed.
         copy = Path(shutil.copytree(shipped, place / "shipped"))
         result = run([copy / "self_check", bundle, "--frames", "20"], environment={"PATH": os.environ["PATH"]})
-        _must(result, "the installed folder does not run elsewhere")
+        must(result, "the installed folder does not run elsewhere")
         return f"installed folder runs after it was moved: {', '.join(sorted(path.name for path in copy.iterdir()))}"
 
 
@@ -168,12 +169,12 @@ def _get_headers(folder: Path, include: Path) -> None:
         options += ["-o", f"{key}={value}"]
     if os.geteuid() == 0:
         options += ["-o", "APT::Sandbox::User=root"]  # which may write to this folder
-    _must(run(["apt-get", *options, "update"], folder), f"no package list of Debian's {_SUITE}")
-    _must(run(["apt-get", *options, "download", _PACKAGE], folder / "package"), f"no {_PACKAGE} of {_SUITE}")
+    must(run(["apt-get", *options, "update"], folder), f"no package list of Debian's {_SUITE}")
+    must(run(["apt-get", *options, "download", _PACKAGE], folder / "package"), f"no {_PACKAGE} of {_SUITE}")
     packages = list((folder / "package").glob("*.deb"))
     if len(packages) != 1:
         raise CheckError(f"apt-get download {_PACKAGE} gave {len(packages)} packages, expected 1")
-    _must(run(["dpkg-deb", "-x", packages[0], folder / "package"]), f"{packages[0].name} can't be unpacked")
+    must(run(["dpkg-deb", "-x", packages[0], folder / "package"]), f"{packages[0].name} can't be unpacked")
     found = folder / "package" / "usr" / "include" / "onnxruntime"
     if not (found / "onnxruntime_cxx_api.h").is_file():
         raise CheckError(f"{packages[0].name} has no onnxruntime_cxx_api.h")
@@ -185,7 +186,7 @@ def _source_line() -> str:
     """This machine's own source of Debian packages, for the other suite."""
     codename = platform.freedesktop_os_release().get("VERSION_CODENAME", "")
     listed = run(["apt-get", "indextargets", "--format", "$(REPO_URI) $(RELEASE) $(COMPONENT)", "Created-By: Packages"])
-    _must(listed, "apt-get does not say where packages come from")
+    must(listed, "apt-get does not say where packages come from")
     for line in listed.stdout.splitlines():
         uri, release, component = line.split()
         if (release, component) == (codename, "main"):
@@ -209,7 +210,12 @@ def _link_library(folder: Path) -> None:
         (folder / name).symlink_to(libraries[0])
 
 
-def _must(result: Run, problem: str) -> Run:
+def must(result: Run, problem: str) -> Run:
+    """A run that has to succeed.
+
+    Raises:
+        CheckError: it did not.
+    """
     if result.returncode != 0:
         detail = (result.stderr.strip() or result.stdout.strip()).splitlines()
         raise CheckError(f"{problem}: exit status {result.returncode}: {' | '.join(detail[-12:])}")
@@ -218,7 +224,7 @@ def _must(result: Run, problem: str) -> Run:
 
 def _extra(source: Path, *arguments: str | Path) -> str:
     result = run([source / "build" / "self_check", *arguments])
-    return _must(result, f"{arguments[0]} failed").stdout.strip()
+    return must(result, f"{arguments[0]} failed").stdout.strip()
 
 
 def _check_digests(source: Path) -> str:
@@ -289,7 +295,7 @@ def _check_kernel(source: Path, bundle: Path) -> str:
 
 def _check_sanitized(source: Path, bundle: Path) -> str:
     result = run([source / "build" / "self_check", bundle, "--frames", "200", "--json"])
-    _must(result, "the self-check fails under AddressSanitizer and UBSan")
+    must(result, "the self-check fails under AddressSanitizer and UBSan")
     if result.stderr or json.loads(result.stdout)["ok"] is not True:
         raise CheckError(f"the self-check under AddressSanitizer and UBSan: {result.stderr or result.stdout}")
     return f"sanitized, self-check of {bundle.name}: no finding of AddressSanitizer, LeakSanitizer or UBSan"

@@ -30,6 +30,33 @@ OrtStatus* ORT_API_CALL run_with_binding(OrtSession* session, const OrtRunOption
     return status;
 }
 
+int environments = 0;
+
+OrtStatus* ORT_API_CALL create_env(OrtLoggingLevel level, const char* name, OrtEnv** made) noexcept {
+    ++environments;
+    return runtime->CreateEnv(level, name, made);
+}
+
+void ORT_API_CALL release_env(OrtEnv* env) noexcept {
+    --environments;
+    runtime->ReleaseEnv(env);
+}
+
+// WebGPU as in builds that have it: ONNX Runtime's logger is there as long as an environment is.
+OrtStatus* ORT_API_CALL available(char*** names, int* count) noexcept {
+    static char webgpu[] = "WebGpuExecutionProvider";
+    static char* all[] = {webgpu};
+    *names = all, *count = 1;
+    return nullptr;
+}
+
+OrtStatus* ORT_API_CALL release_available(char**, int) noexcept { return nullptr; }
+
+OrtStatus* ORT_API_CALL append(OrtSessionOptions*, const char*, const char* const*, const char* const*,
+                               std::size_t) noexcept {
+    return runtime->CreateStatus(ORT_FAIL, environments > 0 ? "no adapter" : "Attempt to use DefaultLogger");
+}
+
 // Digests of byte i * 7 for every length up to 300, fed in pieces; then of a million times 'a'.
 void sha256() {
     std::mt19937 random(1);
@@ -275,6 +302,17 @@ int overflow(const std::filesystem::path& folder) {
     return stream.rewindable() == 0 ? 0 : 1;
 }
 
+// A provider that logs when it is asked for finds ONNX Runtime's logger.
+int webgpu(const std::filesystem::path& folder) {
+    try {
+        edifice::Model model(edifice::Bundle{folder}, {"webgpu", 1});
+    } catch (const edifice::RequestError& error) {
+        std::printf("%s\n", error.what());
+        return std::string(error.what()) == "provider 'webgpu' can't be had: no adapter" ? 0 : 1;
+    }
+    return 1;
+}
+
 // Windows of handmade.py's bundle: what comes out by name and in order, and what is not taken.
 bool handmade_window(edifice::Model& model) {
     std::vector<float> signal(12, 1.0f);  // of two entries with two frames
@@ -415,8 +453,16 @@ int main(int count, char** words) {
     runtime = OrtGetApiBase()->GetApi(ORT_API_VERSION);
     static OrtApi watched = *runtime;
     watched.RunWithBinding = run_with_binding;
-    Ort::InitApi(&watched);
+    watched.CreateEnv = create_env;
+    watched.ReleaseEnv = release_env;
     const std::string task = count > 1 ? words[1] : "";
+    if (task == "webgpu") {
+        watched.GetAvailableProviders = available;
+        watched.ReleaseAvailableProviders = release_available;
+        watched.SessionOptionsAppendExecutionProvider = append;
+    }
+    Ort::InitApi(&watched);
+    if (task == "webgpu" && count == 3) return webgpu(words[2]);
     if (task == "sha256") sha256();
     if (task == "tensors" && count == 3) return tensors(words[2]);
     if (task == "manifests" && count == 3) manifests(words[2]);

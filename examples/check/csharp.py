@@ -72,7 +72,7 @@ _RUNTIME_CONFIG = {
 class CSharp:
     """C# on the .NET runtime; and a window on mono, which has no managed API, through the C API."""
 
-    name = "csharp"
+    name = sample = "csharp"
 
     def __init__(self) -> None:
         self._folder: Path | None = None

@@ -13,10 +13,14 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-__all__ = ["DAMAGES", "Damage", "overflow", "rename_architecture"]
+__all__ = ["DAMAGES", "OF_BROWSERS", "Damage", "overflow", "rename_architecture"]
 
 ESCAPES = "\x1b[2J\u202e\x9b\x7f"
 """Clears a terminal, reverses what follows, and starts and deletes."""
+
+
+OF_BROWSERS = ("Thumbs.db", "desktop.ini", ".DS_Store")
+"""Files that browsers of files leave in folders that they show."""
 
 
 @dataclasses.dataclass(frozen=True)

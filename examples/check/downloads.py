@@ -26,10 +26,10 @@ def npm(package: Package, folder: Path) -> None:
     _download(["npm", "pack", "--loglevel=error", "--pack-destination", str(folder), name], folder / file, sha256)
 
 
-def pip(package: Package, folder: Path) -> None:
-    """The same of PyPI."""
+def pip(package: Package, folder: Path, *options: str) -> None:
+    """The same of PyPI; options such as the platform that it is for."""
     name, file, sha256 = package
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:", *options]
     _download([*command, "--dest", str(folder), name], folder / file, sha256)
 
 

@@ -22,6 +22,8 @@ class Language(Protocol):
     """A language that a sample is written in."""
 
     name: str
+    sample: str
+    """What `edifice-export scaffold` calls it."""
 
     def install(self, folder: Path) -> None:
         """Gets what the machine lacks into a folder, or finds it there.

@@ -17,7 +17,7 @@ __all__ = ["Node"]
 class Node:
     """Node with onnxruntime-node."""
 
-    name = "node"
+    name = sample = "node"
 
     def __init__(self) -> None:
         self._modules: Path | None = None

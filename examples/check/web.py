@@ -30,7 +30,7 @@ _STREAMED = 4
 class Web:
     """A page with onnxruntime-web; WebGPU runs on a software adapter."""
 
-    name = "web"
+    name = sample = "web"
 
     def __init__(self) -> None:
         self._modules: Path | None = None

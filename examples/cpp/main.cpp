@@ -14,6 +14,12 @@
 #include <random>
 
 #include "edifice.hpp"
+#ifdef _WIN32
+#ifndef NOMINMAX
+#define NOMINMAX
+#endif
+#include <windows.h>
+#endif
 
 namespace fs = std::filesystem;
 using edifice::Bundle, edifice::CheckError, edifice::Model, edifice::Numbers, edifice::RequestError, edifice::Stream;
@@ -410,6 +416,7 @@ int self_check(const std::vector<fs::path>& given) {
 
 #ifdef _WIN32
 int wmain(int count, wchar_t** words) {  // main's narrow characters can't name every folder
+    SetConsoleOutputCP(CP_UTF8);  // of what is printed
 #else
 int main(int count, char** words) {
 #endif

@@ -15,6 +15,9 @@ namespace Edifice
     {
         public const int SchemaVersion = 5;
 
+        /// <summary>What browsers of files leave in folders that they show, and no part of a bundle.</summary>
+        private static readonly string[] OfBrowsers = { "Thumbs.db", "desktop.ini", ".DS_Store" };
+
         private readonly Manifest manifest;
 
         private Bundle(string folder, JsonElement content)
@@ -134,7 +137,7 @@ namespace Edifice
                 foreach (string path in Directory.EnumerateFiles(beside, "*", SearchOption.AllDirectories))
                 {
                     string name = Path.GetRelativePath(Folder, path).Replace(Path.DirectorySeparatorChar, '/');
-                    if (!manifest.Files.ContainsKey(name))
+                    if (!manifest.Files.ContainsKey(name) && !OfBrowsers.Contains(Path.GetFileName(path)))
                     {
                         throw manifest.Damaged($"'{name}' is beside a model and not listed under files");
                     }

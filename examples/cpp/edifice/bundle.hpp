@@ -25,7 +25,9 @@ class Bundle : public Manifest {
 public:
     /// Reads the manifest. Files are checked when they are used, or all by check_files().
     explicit Bundle(std::filesystem::path folder)
-        : Manifest(place(folder), manifest_of(folder)), path(std::move(folder)) {}
+        : Manifest(place(folder), manifest_of(folder)), path(std::move(folder)) {
+        for (const auto& [name, file] : files) check_length(path, name);
+    }
 
     std::filesystem::path path;
 
@@ -48,16 +50,20 @@ public:
         const auto found = files.find(name);
         if (found == files.end()) throw damaged("'" + name + "' is used and not listed under files");
         check(name, found->second);
-        return path / name;
+        return place_in(path, name);
     }
 
     /// Where a model is, checked with all that is beside it: weights above 2 GiB are in files that it names itself.
     std::filesystem::path checked_model(const std::string& name) const {
         const std::filesystem::path model = checked(name);
-        for (const auto& entry : std::filesystem::recursive_directory_iterator(model.parent_path())) {
-            const auto utf8 = entry.path().lexically_relative(path).generic_u8string();
-            const std::string file(utf8.begin(), utf8.end());
+        const std::filesystem::path folder = model.parent_path();
+        for (const auto& entry : std::filesystem::recursive_directory_iterator(folder)) {
             if (entry.is_directory()) continue;
+            // Not lexically_relative, which knows no paths that begin with \\?\.
+            const std::filesystem::path below = entry.path().native().substr(folder.native().size() + 1);
+            const auto utf8 = below.generic_u8string();
+            const std::string file = name.substr(0, name.rfind('/') + 1) + std::string(utf8.begin(), utf8.end());
+            if (is_of_browser(entry.path().filename())) continue;
             if (files.count(file) == 0) throw damaged("'" + file + "' is beside a model and not listed under files");
         }
         if (files.count(name + ".data") != 0) checked(name + ".data");
@@ -70,13 +76,39 @@ public:
 
     Tensor tensor(const std::string& name) const {
         checked(name);
-        return parse_tensor(load(path, name), text(path / name));
+        return parse_tensor(load(path, name), text(place_in(path, name)));
     }
 
 private:
+    /// What browsers of files leave in folders that they show, and no part of a bundle.
+    static bool is_of_browser(const std::filesystem::path& name) {
+        return name == "Thumbs.db" || name == "desktop.ini" || name == ".DS_Store";
+    }
+
+    /// A file of a folder. Windows takes no other separators than its own in paths that begin with \\?\.
+    static std::filesystem::path place_in(const std::filesystem::path& folder, const std::string& name) {
+        return (folder / name).make_preferred();
+    }
+
+    /// Refuses what Windows can't open or, of a model, what a compiler's library lists another folder in place of.
+    static void check_length(const std::filesystem::path& folder, const std::string& name) {
+#ifdef _WIN32
+        constexpr std::size_t most = 259;
+        const std::size_t length = std::filesystem::absolute(place_in(folder, name)).native().size();
+        if (length > most) {
+            throw RequestError(place(folder) + "the path of '" + name + "' has " + std::to_string(length) +
+                               " characters, and Windows takes " + std::to_string(most) +
+                               "; move the bundle to a shorter one");
+        }
+#else
+        static_cast<void>(folder), static_cast<void>(name);
+#endif
+    }
+
     static std::string place(const std::filesystem::path& folder) { return "bundle " + text(folder) + ": "; }
 
     static std::string manifest_of(const std::filesystem::path& folder) {
+        check_length(folder, "manifest.json");
         if (!std::filesystem::is_directory(folder)) {
             throw RequestError(place(folder) + "no such folder; name a bundle's");
         }
@@ -87,17 +119,17 @@ private:
     }
 
     static std::string load(const std::filesystem::path& folder, const std::string& name) {
-        std::ifstream file(folder / name, std::ios::binary);
+        std::ifstream file(place_in(folder, name), std::ios::binary);
         std::string bytes{std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
         if (!file) throw CheckError(place(folder) + "'" + name + "' can't be read; check its rights");
         return bytes;
     }
 
     void check(const std::string& name, const File& expected) const {
-        if (!std::filesystem::is_regular_file(path / name)) {
+        if (!std::filesystem::is_regular_file(place_in(path, name))) {
             throw CheckError(place(path) + "'" + name + "' is missing; build or copy the bundle again");
         }
-        std::ifstream file(path / name, std::ios::binary);
+        std::ifstream file(place_in(path, name), std::ios::binary);
         std::vector<char> piece(1 << 16);
         Sha256 hash;
         std::uint64_t size = 0;

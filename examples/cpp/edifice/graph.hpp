@@ -1,8 +1,6 @@
 // What graphs take, give and carry.
 #pragma once
 
-#include <onnxruntime_cxx_api.h>
-
 #include <cstddef>
 #include <cstdint>
 #include <limits>
@@ -12,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "onnxruntime.hpp"
 #include "shape.hpp"
 #include "tensor.hpp"
 

@@ -1,8 +1,6 @@
 // manifest.json, of which nothing is trusted before it was checked.
 #pragma once
 
-#include <onnxruntime_cxx_api.h>
-
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
@@ -16,6 +14,7 @@
 
 #include "errors.hpp"
 #include "graph.hpp"
+#include "onnxruntime.hpp"
 #include "shape.hpp"
 #include "tensor.hpp"
 

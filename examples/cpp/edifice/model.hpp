@@ -1,8 +1,6 @@
 // A bundle's graphs on an execution provider.
 #pragma once
 
-#include <onnxruntime_cxx_api.h>
-
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
@@ -18,6 +16,7 @@
 #include "checks.hpp"
 #include "errors.hpp"
 #include "graph.hpp"
+#include "onnxruntime.hpp"
 #include "runtime.hpp"
 #include "shape.hpp"
 #include "tensor.hpp"
@@ -154,6 +153,7 @@ private:
 
     Bundle bundle_;
     Options options_;
+    Ort::Env env_{kSilent, "edifice"};  // before the options: some providers log when they are asked for
     Ort::SessionOptions session_options_;
     std::mutex mutex_;
     std::map<std::string, std::shared_ptr<Ort::Session>> sessions_;

@@ -1,8 +1,6 @@
 // ONNX Runtime: which versions are taken, and its execution providers.
 #pragma once
 
-#include <onnxruntime_cxx_api.h>
-
 #include <algorithm>
 #include <array>
 #include <cstdio>
@@ -11,6 +9,7 @@
 #include <vector>
 
 #include "errors.hpp"
+#include "onnxruntime.hpp"
 
 namespace edifice {
 

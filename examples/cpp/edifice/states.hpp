@@ -1,8 +1,6 @@
 // States of a stream: their buffers, and copies of them.
 #pragma once
 
-#include <onnxruntime_cxx_api.h>
-
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
@@ -13,6 +11,7 @@
 #include "bundle.hpp"
 #include "errors.hpp"
 #include "graph.hpp"
+#include "onnxruntime.hpp"
 #include "shape.hpp"
 #include "tensor.hpp"
 

@@ -1,8 +1,6 @@
 // A bundle's stream and prefill graphs: one frame at a time, with a state to save, restore and rewind.
 #pragma once
 
-#include <onnxruntime_cxx_api.h>
-
 #include <algorithm>
 #include <array>
 #include <atomic>
@@ -17,6 +15,7 @@
 #include "errors.hpp"
 #include "graph.hpp"
 #include "model.hpp"
+#include "onnxruntime.hpp"
 #include "shape.hpp"
 #include "states.hpp"
 #include "tensor.hpp"

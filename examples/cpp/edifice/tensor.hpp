@@ -1,8 +1,6 @@
 // Numbers of five types: the caller's, and those that a graph gives.
 #pragma once
 
-#include <onnxruntime_cxx_api.h>
-
 #include <array>
 #include <cstddef>
 #include <cstdint>
@@ -12,6 +10,7 @@
 #include <vector>
 
 #include "errors.hpp"
+#include "onnxruntime.hpp"
 #include "shape.hpp"
 
 namespace edifice {
