@@ -136,8 +136,9 @@ def test_weights_without_metadata_tell_their_options(form: str, bundle: ee.Bundl
     assert all(torch.equal(own[name], theirs[name]) for name in own)
 
 
+@pytest.mark.slow
 @each_architecture
-@pytest.mark.parametrize("numerics", ["standard", pytest.param("edifice", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("numerics", NUMERICS)
 def test_odd_options(architecture: Architecture, numerics: str, tmp_path: Path) -> None:
     """A window of one frame, one layer, widths that are odd, no projection; then more of everything."""
     names = {field.name for field in dataclasses.fields(architecture.config_class)}
@@ -233,6 +234,7 @@ def test_numerics_can_be_chosen_against_the_weights_origin(tmp_path: Path) -> No
     assert read_checkpoint(standard.file("weights.safetensors")).numerics == "standard"
 
 
+@pytest.mark.slow
 def test_hymba_options_that_change_the_graph(tmp_path: Path) -> None:
     for index, options in enumerate(
         (
