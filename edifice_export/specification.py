@@ -11,6 +11,7 @@ __all__ = [
     "BATCH",
     "DTYPES",
     "KINDS",
+    "PAST",
     "POSITIONS",
     "SEQUENCE",
     "InputSpec",
@@ -96,6 +97,9 @@ def shape_of(*sizes: int | str | Size) -> Shape:
 
 
 BATCH, SEQUENCE = Size(("batch",)), Size(("sequence",))
+
+PAST = Size(("past",))
+"""Frames that a stream has seen: the free size of all its states that grow, such as keys and values."""
 
 DTYPES = ("float32", "float16", "int64", "int32", "bool")
 """What tensors may hold."""
@@ -184,7 +188,7 @@ class StateSpec:
     """One tensor that a stream carries from frame to frame: `<layer>.<kind>`, such as 0.ssm.
 
     Attributes:
-        shape: the batch and, for each entry, sizes; a free one is that of keys and values which grow frame by frame.
+        shape: the batch and, for each entry, sizes; where one is PAST, it grows by one with every frame, from 0.
         initial: what fills it before the first frame: a number, or the file of the bundle (an ONNX TensorProto) that
             holds it for one entry, with a first axis of 1.
     """
@@ -194,9 +198,14 @@ class StateSpec:
     shape: Shape
     initial: float | str
 
-    def of(self, batch: int) -> tuple[int, ...]:
-        """Its shape for so many streams side by side."""
-        return tuple(size if isinstance(size, int) else batch for size in self.shape)
+    @property
+    def grows(self) -> bool:
+        """Whether it is longer after every frame."""
+        return PAST in self.shape
+
+    def of(self, batch: int, past: int = 0) -> tuple[int, ...]:
+        """Its shape for so many streams side by side, after so many frames."""
+        return tuple(size if isinstance(size, int) else past if size == PAST else batch for size in self.shape)
 
     @property
     def past(self) -> InputSpec:
@@ -204,7 +213,8 @@ class StateSpec:
         values = Values() if self.dtype.startswith("float") else Values("integers", _COUNTED)
         return InputSpec(f"past.{self.name}", self.dtype, self.shape, values)
 
-    @property
-    def present(self) -> OutputSpec:
-        """The graph's output."""
-        return OutputSpec(f"present.{self.name}", self.dtype, self.shape)
+    def present(self, frames: Size | None = None) -> OutputSpec:
+        """The graph's output, after one frame or so many more."""
+        longer = Size(PAST.symbols, 1) if frames is None else Size(tuple(sorted((*PAST.symbols, *frames.symbols))))
+        shape = tuple(longer if size == PAST else size for size in self.shape)
+        return OutputSpec(f"present.{self.name}", self.dtype, shape)

@@ -24,14 +24,14 @@ STRANGERS = Path(__file__).parent / "strangers"
 SOURCES = {
     name: f"{STRANGERS}/{file}.py:{name}"
     for file, names in {
-        "models": ("token_model", "both_ways", "two_and_two", "live", "recurrent"),
+        "models": ("token_model", "both_ways", "two_and_two", "live", "recurrent", "recall"),
         "leaky_scan": ("leaky",),
     }.items()
     for name in names
 }
 
 
-STREAMS = ("live", "recurrent")
+STREAMS = ("live", "recurrent", "recall")
 
 
 def exported(name: str, tmp_path_factory: pytest.TempPathFactory) -> ee.Bundle:

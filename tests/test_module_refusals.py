@@ -62,11 +62,58 @@ WRONG_STEPS: dict[str, tuple[dict[str, Any], str]] = {
         {"initial_state": lambda b: {"sum": torch.arange(b).float()[:, None].repeat(1, 4)}},
         "another sum than initial_state.1.; entries start alike",
     ),
-    "fails": ({"step": lambda x, _: x.reshape(3, 7)}, "step fails on the first frame of the example: RuntimeError"),
-    "no state": ({"step": lambda x, _: x}, "step fails on the first frame|step should give a tensor"),
+    "fails": ({"step": lambda x, _: x.reshape(3, 7)}, "step fails on frame 1 of the example: RuntimeError"),
+    "no state": ({"step": lambda x, _: x}, "step fails on frame 1|step should give a tensor"),
     "grows": (
         {"step": lambda x, state: (x, {"sum": torch.cat([state["sum"], x], 1)})},
-        r"makes of the state sum \[2, 4\] one of \[2, 8\] float32; a state keeps its shape",
+        r"makes of the state sum \[2, 4\] float32 \[2, 8\] float32; a state keeps its shape and type, or has one",
+    ),
+    "grows by two": (
+        {
+            "initial_state": lambda b: {"sum": torch.zeros(b, 0, 4)},
+            "step": lambda x, state: (x, {"sum": torch.cat([state["sum"], x[:, None], x[:, None]], 1)}),
+        },
+        r"of the state sum \[2, 0, 4\] float32 \[2, 2, 4\] float32; .* a size of 0 and each step makes one longer",
+    ),
+    "grows no more": (
+        {
+            "initial_state": lambda b: {"sum": torch.zeros(b, 0, 4)},
+            "step": lambda x, _: (x, {"sum": x[:, None]}),
+        },
+        r"of the state sum \[2, 1, 4\] float32 \[2, 1, 4\] float32; a state keeps",
+    ),
+    "grows both ways": (
+        {"initial_state": lambda b: {"sum": torch.zeros(b, 0, 0)}},
+        r"gives sum as \[1, 0, 0\]; one axis can grow, from a size of 0",
+    ),
+    "decides by what there is": (
+        {
+            "initial_state": lambda b: {"sum": torch.zeros(b, 0, 4)},
+            "step": lambda x, state: (
+                x + 1 if state["sum"].shape[1] == 0 else x,
+                {"sum": torch.cat([state["sum"], x[:, None]], 1)},
+            ),
+            "extend": lambda x, state: (x, {"sum": torch.cat([state["sum"], x], 1)}),
+        },
+        "Steps does something else at past 0 than the graph of larger sizes: let the same code compute all of them",
+    ),
+    "has an end": (
+        {
+            "initial_state": lambda b: {"sum": torch.zeros(b, 0, 4)},
+            "step": lambda x, state: (
+                x + torch.eye(9, 4)[state["sum"].shape[1]],
+                {"sum": torch.cat([state["sum"], x[:, None]], 1)},
+            ),
+        },
+        "step fails on frame 10 of 13: IndexError: .*; a stream has no end: let it take any number of frames",
+    ),
+    "extends by one": (
+        {
+            "initial_state": lambda b: {"sum": torch.zeros(b, 0, 4)},
+            "step": lambda x, state: (x, {"sum": torch.cat([state["sum"], x[:, None]], 1)}),
+            "extend": lambda x, state: (x, {"sum": torch.cat([state["sum"], x[:, -1:]], 1)}),
+        },
+        r"should give present.sum float32 \[batch, past \+ time, 4\], and in .* \[batch, past \+ 1, 4\]",
     ),
     "extends wrong": (
         {"extend": lambda x, state: (torch.cumsum(x, 1), {"sum": state["sum"] + x.sum(1)})},

@@ -59,7 +59,7 @@ def test_a_bundle_says_what_it_takes_and_gives(stranger: tuple[str, ee.Bundle]) 
         for size, given in zip(spec.shape, example.shape, strict=True)
     )
     assert ("stream" in manifest.graphs) == (name in STREAMS)
-    assert ("prefill" in manifest.graphs) == (name == "recurrent")
+    assert ("prefill" in manifest.graphs) == (name in ("recurrent", "recall"))
     positions = {"leaky": ["every"], "two_and_two": ["every", "whole"], "live": ["every", "every"]}
     assert [spec.position for spec in outputs] == positions.get(name, ["every"])
     kinds = {"token_model": [Values("ids", 5)], "two_and_two": [Values(), Values("ids", 7)]}
@@ -75,7 +75,7 @@ def test_plain_onnx_runtime_gives_what_the_module_gives_at_any_size(
 ) -> None:
     name, bundle = stranger
     known = _PROGRAMS.setdefault(name, program(name))
-    sizes = {symbol: data.draw(st.integers(1, 40), symbol) for symbol in bundle.manifest.sizes}
+    sizes = {symbol: data.draw(st.integers(1, 40), symbol) for symbol in known.example_sizes}
     generator = np.random.default_rng(data.draw(st.integers(0, 99)))
     inputs = {spec.name: draw(spec, sizes, generator) for spec in bundle.manifest.graphs["window"].inputs}
     session = ort.InferenceSession(bundle.file("window/model.onnx"), providers=["CPUExecutionProvider"])
@@ -94,8 +94,8 @@ def test_sizes_that_were_never_traced_are_verified_and_one_frame_is(stranger: tu
     verified = [dict(sizes) for sizes in known.verified_sizes()]
     assert len(verified) == bundle.manifest.parity["sizes"]
     assert sum(sizes not in traced for sizes in verified) > 8
-    assert dict.fromkeys(known.sizes, 1) in verified
-    for symbol in known.sizes:
+    assert dict.fromkeys(known.example_sizes, 1) in verified
+    for symbol in known.example_sizes:
         assert len({sizes[symbol] for sizes in verified}) >= 4
 
 
@@ -117,10 +117,12 @@ def test_a_stream_gives_what_steps_give(name: str, tmp_path_factory: pytest.Temp
     assert all(largest_error(a, b[:, 16]) <= 1e-5 for a, b in zip(again, expected.values(), strict=True))
 
 
-def test_a_history_of_any_length_is_handed_over(tmp_path_factory: pytest.TempPathFactory) -> None:
-    model, known = ee.load(exported("recurrent", tmp_path_factory)), program("recurrent")
+@pytest.mark.parametrize("name", ["recurrent", "recall"])
+def test_a_history_of_any_length_is_handed_over(name: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    model, known = ee.load(exported(name, tmp_path_factory)), program(name)
+    width = model.stream().inputs[0].width
     for length in (1, 5, 1500):
-        frames = np.random.default_rng(length).standard_normal((2, length, 4)).astype(np.float32)
+        frames = np.random.default_rng(length).standard_normal((2, length, width)).astype(np.float32)
         found = model.stream(batch=2).prefill(frames)
         assert largest_error(found, known.run_stream({"x": frames})["output"][:, -1]) <= 1e-5
 

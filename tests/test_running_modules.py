@@ -60,7 +60,7 @@ def test_run_streams_tensors(
     assert "in.npz, frame 7: kind: holds 3 at [0]; there are 0 to 2, give those" in error_of(outcome)
 
 
-@pytest.mark.parametrize("name", ["both_ways", "live", "recurrent"])
+@pytest.mark.parametrize("name", ["both_ways", "live", "recurrent", "recall"])
 def test_it_is_measured(name: str, tmp_path_factory: pytest.TempPathFactory, capfd: Capture) -> None:
     bundle = exported(name, tmp_path_factory)
     outcome = done(capfd, "bench", bundle.path, "--rounds=2", "--threads=1")

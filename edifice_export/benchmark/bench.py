@@ -100,6 +100,8 @@ def bench(
     elif without is not None:
         notes.append(f"no products, and outputs not compared: torch can't be imported here ({without})")
     manifest = opened.manifest
+    if manifest.grows and any(point.graph != "window" for point in points):
+        notes.append(f"frames of a stream are measured after {manifest.window_size} others: its states grow")
     return BenchReport(
         bundle=str(opened.path),
         program=manifest.program.name,

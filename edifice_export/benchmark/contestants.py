@@ -1,7 +1,7 @@
 """Contestants: what is timed in turn at one point, each with the same input.
 
     bundle     the bundle's graph, run by ONNX Runtime; of frames in a bare loop, its states in two sets of buffers
-    step       a stream's frame as Python programs run it, with its checks
+    step       a stream's frame as Python programs run it, with its checks; states that grow are a window long before it
 
 and the bare products that it can't do without, see products, and the alternatives to it, see alternatives.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ from ..machine import why_no_torch
 from ..runtime.arrays import batch_symbol
 from ..runtime.model import Model, load
 from ..runtime.providers import device_of, short_name
+from ..runtime.stream import Stream
 from ..values import draw
 from .plan import Point
 
@@ -112,17 +113,40 @@ def bundle_contestants(subject: Subject, point: Point, given: Mapping[str, np.nd
     path, session = subject.bundle.file(entry.model), model.session_of(point.graph)
     if point.graph == "window":
         return [Contestant("bundle", lambda: session.run(None, given)[0], path, given)]
+    manifest = subject.bundle.manifest
     states = {f"past.{name}": value for name, value in subject.bundle.initial_state(point.batch).items()}
+    for state in manifest.states:
+        if state.grows:
+            states[state.past.name] = np.zeros(state.of(point.batch, manifest.window_size), state.dtype)
     inputs = {**given, **states}
-    stream, frames = model.stream(point.batch, history=0), [*given.values()]
+    stream, frames = _stream(model, point.batch), [*given.values()]
     if point.graph == "prefill":
-        return [Contestant("bundle", lambda: _first(stream.prefill(*frames)), path, inputs)]
+        return [Contestant("bundle", lambda: _first(stream().prefill(*frames)), path, inputs)]
     outputs = {
         spec.name: np.zeros([size if isinstance(size, int) else point.batch for size in spec.shape], spec.dtype)
-        for spec in stream.outputs
+        for spec in manifest.own_tensors("stream")[1]
     }
-    loop = _frame_loop(session, given, states, outputs)
-    return [Contestant("bundle", loop, path, inputs), Contestant("step", lambda: _first(stream.step(*frames)))]
+    grow = {state.past.name for state in manifest.states if state.grows}
+    loop = _frame_loop(session, given, states, outputs, grow)
+    return [Contestant("bundle", loop, path, inputs), Contestant("step", lambda: _first(stream().step(*frames)))]
+
+
+def _stream(model: Model, batch: int) -> Callable[[], Stream]:
+    """A stream that goes on at every turn; where its states grow, always from after a window's frames."""
+    stream, manifest = model.stream(batch, history=0), model.bundle.manifest
+    if not manifest.grows:
+        return lambda: stream
+    generator = np.random.default_rng(1)
+    drawn = [draw(spec.framed(manifest.window_size, batch), {}, generator) for spec in stream.inputs]
+    for t in range(manifest.window_size):
+        stream.step(*(array[:, t] for array in drawn))
+    mark = stream.snapshot()
+
+    def back() -> Stream:
+        stream.restore(mark)
+        return stream
+
+    return back
 
 
 def _first(outputs: Any) -> Any:
@@ -134,8 +158,12 @@ def _frame_loop(
     given: Mapping[str, np.ndarray],
     states: Mapping[str, np.ndarray],
     outputs: Mapping[str, np.ndarray],
+    grow: Collection[str],
 ) -> Callable[[], np.ndarray]:
-    """One frame after the other, as a program in any language would run the stream graph; gives the first output."""
+    """One frame after the other, as a program in any language would run the stream graph; gives the first output.
+
+    Of the states in `grow` what comes out is left.
+    """
     device = device_of(session)
     frames = {name: ort.OrtValue.ortvalue_from_numpy(value) for name, value in given.items()}
     results = {name: ort.OrtValue.ortvalue_from_numpy(value) for name, value in outputs.items()}
@@ -149,7 +177,11 @@ def _frame_loop(
             binding.bind_ortvalue_output(name, value)
         for name in past:
             binding.bind_ortvalue_input(name, past[name])
-            binding.bind_ortvalue_output(name.replace("past.", "present.", 1), present[name])
+            written = name.replace("past.", "present.", 1)
+            if name in grow:
+                binding.bind_output(written, device)
+            else:
+                binding.bind_ortvalue_output(written, present[name])
         return binding
 
     bindings = [bind(*sets), bind(*sets[::-1])]

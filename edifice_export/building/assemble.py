@@ -15,7 +15,7 @@ import numpy as np
 from ..bundle.bundle import Bundle, hash_files, save_model, write_tensor, write_test_data
 from ..bundle.manifest import MANIFEST, GraphEntry, Manifest, SequenceEntry
 from ..errors import CheckError
-from ..specification import InputSpec, OutputSpec, Size
+from ..specification import PAST, InputSpec, OutputSpec, Size
 from ..values import MAX_MAGNITUDE, first_beyond
 from ..verification.report import Report
 from ..verification.verify import Progress, Verification
@@ -109,6 +109,7 @@ def _write_graph(
     declared = tuple(output for output in outputs if isinstance(output, OutputSpec))
     _check_sizes(program.entry.name, inputs, outputs_of(traced))
     gives = declared or tuple(_of_stream(spec) if name != "window" else spec for spec in outputs_of(traced))
+    _check_states(program.entry.name, manifest.carried(name)[1], gives)
     test_data = _write_examples(folder, program, name, gives, generator)
     entry = GraphEntry(f"{name}/model.onnx", inputs, gives, test_data, program.limits(name))
     manifest = dataclasses.replace(manifest, graphs={**manifest.graphs, name: entry})
@@ -117,8 +118,9 @@ def _write_graph(
         manifest = dataclasses.replace(manifest, graphs={**manifest.graphs, name: entry})
     if manifest.optimized:
         optimize(traced)
-    # Pieces of a stream may be of any length.
-    sizes = {symbol: size for symbol, size in manifest.sizes.items() if name == "window" or symbol != manifest.frames}
+    # Pieces of a stream may be of any length, and come after as many frames.
+    open_ended = () if name == "window" else (manifest.frames, str(PAST))
+    sizes = {symbol: size for symbol, size in manifest.sizes.items() if symbol not in open_ended}
     linked = link(traced, sizes, manifest.target)
     _describe(linked, manifest, name)
     save_model(linked, folder / entry.model)
@@ -135,6 +137,16 @@ def _check_sizes(module: str, inputs: Sequence[InputSpec], outputs: Sequence[Out
             raise CheckError(
                 f"{module} gives {spec}, of a size that depends on the values that it is given; give an output whose "
                 "sizes follow from those of the inputs, such as all elements and a mask"
+            )
+
+
+def _check_states(module: str, wanted: Sequence[OutputSpec], gives: Sequence[OutputSpec]) -> None:
+    """Refuses states that a graph does not leave as the next frame takes them."""
+    for spec, found in zip(wanted, gives[len(gives) - len(wanted) :], strict=True):
+        if str(spec) != str(found):
+            raise CheckError(
+                f"{module} should give {spec}, and in the graph it is {found}: a size that should stay free was "
+                "frozen, or the state grows by another number than that of frames"
             )
 
 

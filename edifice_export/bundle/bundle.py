@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from ..arguments import check_name, path_of
 from ..errors import CheckError, RequestError, brief
-from ..specification import TensorSpec
+from ..specification import PAST, TensorSpec
 from ..writing.files import new_file_mode
 from .manifest import MANIFEST, FileEntry, Manifest
 from .manifest_reader import read_manifest
@@ -288,7 +288,7 @@ def _read_tensor(path: Path, spec: TensorSpec) -> np.ndarray:
     except (OSError, DecodeError, ValueError, TypeError) as error:
         raise CheckError(f"test data {path} can't be read: {brief(error)}; build the bundle again") from error
     sized = len(array.shape) == len(spec.shape) and all(
-        found == size if isinstance(size, int) else found > 0
+        found == size if isinstance(size, int) else found > 0 or size == PAST
         for found, size in zip(array.shape, spec.shape, strict=True)
     )
     if str(array.dtype) != spec.dtype or not sized or first_beyond(array, MAX_MAGNITUDE) is not None:

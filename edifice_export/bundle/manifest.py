@@ -137,10 +137,21 @@ class Manifest:
         """Frames in one window; 1 where there are no frames."""
         return self.sizes[self.frames] if self.frames is not None else 1
 
+    @property
+    def grows(self) -> bool:
+        """Whether a stream has states that are longer after every frame."""
+        return any(state.grows for state in self.states)
+
     def own_tensors(self, graph: str) -> tuple[tuple[InputSpec, ...], tuple[OutputSpec, ...]]:
         """What a graph takes and gives beside states."""
         entry, carried = self.graphs[graph], 0 if graph == "window" else len(self.states)
         return entry.inputs[: len(entry.inputs) - carried], entry.outputs[: len(entry.outputs) - carried]
+
+    def carried(self, graph: str) -> tuple[tuple[InputSpec, ...], tuple[OutputSpec, ...]]:
+        """The states as a graph takes them and gives them."""
+        states = () if graph == "window" else self.states
+        frames = Size((self.frames,)) if graph == "prefill" and self.frames is not None else None
+        return tuple(state.past for state in states), tuple(state.present(frames) for state in states)
 
     def max_frames(self, graph: str) -> int | None:
         """The most frames that a graph can compute, or None where there is no limit."""

@@ -10,7 +10,7 @@ from edifice_reference.models.config import MAX_WINDOW, NUMERICS
 
 from ..errors import CheckError
 from ..machine import physical_memory
-from ..specification import BATCH, SEQUENCE, InputSpec, OutputSpec, Size, TensorSpec
+from ..specification import BATCH, PAST, SEQUENCE, InputSpec, OutputSpec, Size, TensorSpec
 from .file_limits import file_limits
 from .manifest import ARCHITECTURE, GRAPHS, MODULE, GraphEntry, Manifest, plain
 
@@ -98,9 +98,15 @@ def _check_graphs(manifest: Manifest, error: Error) -> None:
     if len(set(names)) != len(names) or bool(names) != ("stream" in manifest.graphs):
         raise error("the states should be those of a stream graph, each once")
     for state in manifest.states:
-        free = [size for size in state.shape if isinstance(size, Size)]
-        if not free or free != [state.shape[0]] or free[0].symbol not in manifest.sizes:
-            raise error(f"the state {state.past} should be [{BATCH}, sizes]")
+        batch, *sizes = state.shape or (0,)
+        free = [size for size in sizes if isinstance(size, Size)]
+        symbol = batch.symbol if isinstance(batch, Size) else None
+        if symbol not in manifest.sizes or symbol == str(PAST) or free not in ([], [PAST]):
+            raise error(f"the state {state.past} should be [{BATCH}, sizes], of which one may be {PAST}")
+        if free and (str(PAST) not in manifest.sizes or isinstance(state.initial, str)):
+            raise error(
+                f"the state {state.name} grows from nothing: it needs the size {PAST}, and no file to start from"
+            )
     for name, graph in manifest.graphs.items():
         if not graph.test_data:
             raise error(f"the {name} graph has no test_data")
@@ -131,23 +137,20 @@ def _check_tensors(manifest: Manifest, error: Error, name: str, graph: GraphEntr
 
 def _check_states(manifest: Manifest, error: Error, name: str, graph: GraphEntry) -> None:
     """Refuses a graph with states whose last inputs and outputs are not these; and others that have any."""
-    carried = () if name == "window" else manifest.states
-    for kind, tensors, wanted in (
-        ("input", graph.inputs, [state.past for state in carried]),
-        ("output", graph.outputs, [state.present for state in carried]),
-    ):
+    past, present = manifest.carried(name)
+    for kind, tensors, wanted in (("input", graph.inputs, past), ("output", graph.outputs, present)):
         own = len(tensors) - len(wanted)
         if own < 1 or list(map(str, tensors[own:])) != list(map(str, wanted)):
             raise error(f"the {name} graph's last {kind}s should be {', '.join(map(str, wanted))}")
 
 
 def _check_signature(manifest: Manifest, error: Error, name: str, graph: GraphEntry) -> None:
-    states = () if name == "window" else manifest.states
+    past, present = manifest.carried(name)
     free = (BATCH,) if name == "stream" else (BATCH, SEQUENCE)
     first = "frame" if name == "stream" else "state_sequence"
     for kind, tensors, expected, carried in (
-        ("input", graph.inputs, InputSpec(first, "float32", free), [state.past for state in states]),
-        ("output", graph.outputs, OutputSpec("output", "float32", (BATCH,), "last"), [s.present for s in states]),
+        ("input", graph.inputs, InputSpec(first, "float32", free), past),
+        ("output", graph.outputs, OutputSpec("output", "float32", (BATCH,), "last"), present),
     ):
         width = tensors[0].shape[-1] if tensors else None
         wanted = (dataclasses.replace(expected, shape=(*expected.shape, width or 1)), *carried)

@@ -127,11 +127,20 @@ def check_other_sizes(
     second trace. One follows where they differ, or where there are none: a model may refuse what is beyond its window.
 
     Raises:
-        CheckError: names the first node or constant that differs in a trace at other sizes.
+        CheckError: names the first node or constant that differs in a trace at other sizes; or the size of nothing, or
+            of one, for which code does something else.
     """
     traced = program.module()
-    if others and not all(_give_the_same(traced, module, examples(module, inputs, sizes)) for sizes in others):
+    differ = [sizes for sizes in others if not _give_the_same(traced, module, examples(module, inputs, sizes))]
+    if differ:
         check_same_graph(program, export_program(module, inputs, others[0]))
+    for sizes in differ:
+        few = [f"{symbol} {size}" for symbol, size in sizes.items() if size < 2]
+        if few:  # torch traces as if there were more
+            raise CheckError(
+                f"{type(module).__name__} does something else at {', '.join(few)} than the graph of larger sizes: let "
+                "the same code compute all of them, without a decision by the size"
+            )
 
 
 def _give_the_same(traced: nn.Module, module: nn.Module, given: Sequence[torch.Tensor]) -> bool:

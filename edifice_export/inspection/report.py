@@ -47,12 +47,13 @@ def inspect_path(
     if name not in graphs:
         raise RequestError(f"--graph {name}: bundle {path} has {', '.join(graphs)}; name one of these")
     entry = graphs[name]
-    most, frames = bundle.manifest.max_frames(name), bundle.manifest.frames
+    most = bundle.manifest.max_frames(name)
     if sequence is not None and most is not None and sequence > most:
         raise RequestError(f"--sequence {sequence}: this graph computes at most {most} frames; ask for less")
     model = bundle.file(entry.model)
-    window = {symbol: size for symbol, size in bundle.manifest.sizes.items() if name != "stream" or symbol != frames}
-    return str(model), inspect_model(model, window | sizes)
+    there = {symbol for spec in entry.inputs for symbol in spec.symbols}
+    made_for = {symbol: size for symbol, size in bundle.manifest.sizes.items() if symbol in there}
+    return str(model), inspect_model(model, made_for | sizes)
 
 
 def explain(model: str | Path) -> list[dict[str, str]]:

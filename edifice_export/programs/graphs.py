@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from edifice_reference.models.contract import ReferenceModel
 
-from ..specification import BATCH, SEQUENCE, InputSpec, OutputSpec, Size, StateSpec
+from ..specification import BATCH, PAST, SEQUENCE, InputSpec, OutputSpec, Size, StateSpec
 from ..values import Arrays
 from .freeze import freeze
 
@@ -26,7 +26,7 @@ def signature(
     if graph == "window":
         return (sequence,), (output,)
     first = InputSpec("frame", "float32", (BATCH, embed_dim)) if graph == "stream" else sequence
-    return (first, *(state.past for state in states)), (output, *(state.present for state in states))
+    return (first, *(state.past for state in states)), (output, *(state.present() for state in states))
 
 
 INITIAL = "stream/initial"
@@ -36,13 +36,14 @@ State = dict[str, Tensor]
 
 
 def state_specs(initial_state: State, batch: Size = BATCH) -> tuple[StateSpec, ...]:
-    """The states of a stream, from those of one entry."""
+    """The states of a stream, from those of one entry; an axis of size 0 is one that grows."""
     specs = []
     for index, (name, value) in enumerate(initial_state.items()):
-        first = value.flatten()[0].item() if value.numel() else 0.0
+        first = value.flatten()[0].item() if value.numel() else value.new_zeros(()).item()
         # By number: a name may be no name of a file.
         initial = first if bool((value == first).all()) else f"{INITIAL}/{index}.pb"
-        specs.append(StateSpec(name, str(value.dtype).removeprefix("torch."), (batch, *value.shape[1:]), initial))
+        sizes = (size or PAST for size in value.shape[1:])
+        specs.append(StateSpec(name, str(value.dtype).removeprefix("torch."), (batch, *sizes), initial))
     return tuple(specs)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..bundle.manifest import MODULE, ProgramEntry
 from ..errors import RequestError
-from ..specification import InputSpec, Sizes, StateSpec, Values
+from ..specification import PAST, InputSpec, Sizes, StateSpec, Values
 from ..values import Arrays, draw
 from ..weights.checkpoint import hash_tensors
 from .module_inputs import Free, input_specs, output_names, why_not, workable_sizes
@@ -68,7 +68,7 @@ class ModuleProgram:
         if len(set(taken)) < len(taken):
             raise RequestError(f"inputs and outputs are called {', '.join(taken)}; give each a name of its own")
         self.entry = ProgramEntry(MODULE, type(source.module).__name__)
-        self.sizes = {name: each.example for name, each in self.free.items()}
+        self.example_sizes = {name: each.example for name, each in self.free.items()}
         self._stream = (
             ModuleStream(self.private, self._inputs, self._example, self.names) if has_steps(self.private) else None
         )
@@ -88,6 +88,13 @@ class ModuleProgram:
     def states(self) -> tuple[StateSpec, ...]:
         """See Program."""
         return self._stream.states if self._stream is not None else ()
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """See Program; of states that grow, as many frames as the example has."""
+        if self._stream is None or not self._stream.grows:
+            return self.example_sizes
+        return {**self.example_sizes, str(PAST): self.example_sizes[self._stream.frames]}
 
     @property
     def param_count(self) -> int:
@@ -125,7 +132,7 @@ class ModuleProgram:
         """See Program."""
         if graph == "window":
             return self.names
-        return (*self.stream.names, *(state.present.name for state in self.states))
+        return (*self.stream.names, *(state.present().name for state in self.states))
 
     def limits(self, graph: str) -> dict[str, tuple[int, int | None]]:
         """See Program."""
@@ -136,7 +143,14 @@ class ModuleProgram:
     def traced_sizes(self, graph: str) -> Sequence[Sizes]:
         """See Program."""
         there = {symbol for spec in self.inputs(graph) for symbol in spec.symbols}
-        return [{name: size for name, size in sizes.items() if name in there} for sizes in self._traced]
+        sizes = [{name: size for name, size in sizes.items() if name in there} for sizes in self._traced]
+        if str(PAST) not in there:
+            return sizes
+        taken = {size for each in sizes for size in each.values()}
+        first, *others = (past for past in range(5, 5 + len(taken) + len(sizes)) if past not in taken)
+        longer = [{**each, str(PAST): past} for each, past in zip(sizes, (first, *others), strict=False)]
+        # Code may do something else where there is nothing yet.
+        return [*longer, *({**sizes[-1], str(PAST): past} for past in (0, 1))]
 
     def examples(self, graph: str, generator: np.random.Generator) -> Iterator[tuple[Arrays, Arrays]]:
         """See Program."""
@@ -233,9 +247,9 @@ class ModuleProgram:
         found += [{name: _within(each, times * each.example) for name, each in free} for times in (2, 3, 5)]
         if every:
             for name, each in free:
-                found += [{**self.sizes, name: _within(each, size)} for size in range(1, each.example + 1)]
+                found += [{**self.example_sizes, name: _within(each, size)} for size in range(1, each.example + 1)]
         several = [dict(items) for items in dict.fromkeys(tuple(sizes.items()) for sizes in found)]
-        return [sizes for sizes in several if sizes == self.sizes or self._bears(sizes)]
+        return [sizes for sizes in several if sizes == self.example_sizes or self._bears(sizes)]
 
     def _bears(self, sizes: Sizes) -> bool:
         """Whether it takes inputs of these sizes itself, and they are not too large to try."""

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import RequestError
-from ..specification import InputSpec, Size, Values
+from ..specification import PAST, InputSpec, Size, StateSpec, Values
 from ..values import Arrays, draw
 from .graphs import State, carry_states, state_specs, values_in_files
 from .private_copy import Float64
@@ -60,7 +60,7 @@ class ModuleStream:
 
     `initial_state(batch)` gives a dict of tensors [batch, ...]; `step(*frame, state)` the outputs of a frame and the
     state after it; `extend(*frames, state)`, or `forward(*frames, state)`, the same of several frames at once, with the
-    outputs at each.
+    outputs at each. A state in which `initial_state` gives an axis a size of 0 grows by one there with every frame.
 
     Args:
         module: a private copy.
@@ -88,9 +88,16 @@ class ModuleStream:
         self.names = tuple(names[: len(outputs)]) if several else tuple(f"output_{i}" for i in range(len(outputs)))
         own = (*(spec.name for spec in inputs), *self.names)
         odd = [name for name in own if name.startswith(("past.", "present."))]
+        if self.grows and str(PAST) in {symbol for spec in inputs for symbol in spec.symbols}:
+            raise self._error(f"a size is called {PAST}, as that of states which grow; give it another name")
         if odd:
             raise self._error(f"{odd[0]} is called as states are in its stream; give it another name")
         self.extends = self._way_to_extend()
+
+    @property
+    def grows(self) -> bool:
+        """Whether a state is longer after every frame."""
+        return any(state.grows for state in self.states)
 
     @property
     def graphs(self) -> tuple[str, ...]:
@@ -140,7 +147,13 @@ class ModuleStream:
                 given, before = [_double(value) for value in given], {k: _double(v) for k, v in before.items()}
             found: list[tuple[Tensor, ...]] = []
             for t in range(length):
-                outputs, before = _with_state(module.step, [value[:, t] for value in given], before)
+                try:
+                    outputs, before = _with_state(module.step, [value[:, t] for value in given], before)
+                except Exception as error:  # whatever somebody's code raises
+                    raise self._error(
+                        f"step fails on frame {t + 1} of {length}: {type(error).__name__}: {error}; a stream has no "
+                        "end: let it take any number of frames"
+                    ) from error
                 found.append(flat(outputs) or ())
         stacked = (torch.stack(each, dim=1).numpy() for each in zip(*found, strict=True))
         after = {state.name: before[state.name].numpy() for state in self.states}
@@ -154,7 +167,12 @@ class ModuleStream:
         """Data sets of a graph, each from the state after the one before, as it was written."""
         lengths = (1, 1, 1) if graph == "stream" else (self._window + 2, (self._window + 1) // 2)
         state = self.start(2)
-        for length in lengths:
+        if self.grows and graph == "stream":  # a fourth, from as many frames as there are in a window
+            lengths = (*lengths, 1)
+        for index, length in enumerate(lengths):
+            if index == 3:
+                _, later = self.run(self.draw(generator, 2, self._window), state, exact)
+                state = {each.name: later[each.name].astype(each.dtype) for each in self.states}
             frames = self.draw(generator, 2, length)
             outputs, after = self.run(frames, state, exact)
             present = {state.name: after[state.name].astype(state.dtype) for state in self.states}
@@ -198,6 +216,10 @@ class ModuleStream:
         for name, value in found.items():
             if value.dtype in (torch.int64, torch.int32) and bool((value < 0).any()):
                 raise self._error(f"initial_state gives {name} negative integers; let it start from 0 or above")
+            if value.shape[1:].count(0) > 1:
+                raise self._error(
+                    f"initial_state gives {name} as {list(value.shape)}; one axis can grow, from a size of 0"
+                )
             if value.dtype not in _STATES or not value.dim() or value.shape[0] != batch:
                 raise self._error(
                     f"initial_state({batch}) gives {name} as {str(value.dtype).removeprefix('torch.')} "
@@ -213,25 +235,33 @@ class ModuleStream:
 
     def _check_step(self, frame: list[Tensor]) -> tuple[Tensor, ...]:
         """The outputs of a step; refuses one that leaves other states than it was given."""
-        state = self._start(len(frame[0]))
-        try:
-            with torch.no_grad():
-                outputs, after = _with_state(self._module.step, frame, dict(state))
-        except Exception as error:  # whatever somebody's code raises
-            raise self._error(
-                f"step fails on the first frame of the example: {type(error).__name__}: {error}"
-            ) from error
-        found = flat(outputs)
-        if found is None or not isinstance(after, dict) or after.keys() != state.keys():
-            raise self._error("step should give a tensor or a flat tuple of them, and a state of the same names")
-        for name, value in after.items():
-            if (value.shape, value.dtype) != (state[name].shape, state[name].dtype):
+        state, found = self._start(len(frame[0])), None
+        for past in (1, 2):
+            try:
+                with torch.no_grad():
+                    outputs, state = _with_state(self._module.step, frame, dict(state))
+            except Exception as error:  # whatever somebody's code raises
                 raise self._error(
-                    f"step makes of the state {name} {list(state[name].shape)} one of {list(value.shape)} "
-                    f"{str(value.dtype).removeprefix('torch.')}; a state keeps its shape and type: keep a ring of the "
-                    "last frames in place of one that grows"
-                )
-        return found
+                    f"step fails on frame {past} of the example: {type(error).__name__}: {error}"
+                ) from error
+            found = flat(outputs)
+            if found is None or not isinstance(state, dict) or state.keys() != self._initial.keys():
+                raise self._error("step should give a tensor or a flat tuple of them, and a state of the same names")
+            for spec in self.states:
+                self._check_after(spec, past, state[spec.name], len(frame[0]))
+        return found or ()
+
+    def _check_after(self, spec: StateSpec, past: int, value: Any, batch: int) -> None:
+        """Refuses a state that after so many frames is not as it should be."""
+        wanted, dtype = list(spec.of(batch, past)), getattr(torch, spec.dtype)
+        if isinstance(value, Tensor) and (list(value.shape), value.dtype) == (wanted, dtype):
+            return
+        before = list(spec.of(batch, past - 1))
+        found = f"{list(value.shape)} {value.dtype}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+        raise self._error(
+            f"step makes of the state {spec.name} {before} {dtype} {found}; a state keeps its shape and type, or has "
+            "one axis that initial_state gives a size of 0 and each step makes one longer".replace("torch.", "")
+        )
 
     def _way_to_extend(self) -> str | None:
         if callable(getattr(self._module, "extend", None)):

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import RequestError
-from ..specification import StateSpec
+from ..specification import PAST, StateSpec
 from ..values import first_beyond
 from ..writing.files import replacing
 
@@ -63,8 +63,8 @@ def read_state(path: Path, names: Mapping[str, str], states: Sequence[StateSpec]
         batch: how many streams side by side.
 
     Raises:
-        RequestError: the file can't be read, is damaged, or holds a state of another bundle or batch, or numbers that
-            no stream has: not finite, or beyond MAX_STATE.
+        RequestError: the file can't be read, is damaged, or holds a state of another bundle or batch, states that grow
+            and are not of one length, or numbers that no stream has: not finite, or beyond MAX_STATE.
     """
     _, decode = _safetensors()
     metadata, tensors = decode(path)
@@ -85,8 +85,9 @@ def _check(tensors: Tensors, states: Sequence[StateSpec], batch: int, path: Path
     if tensors.keys() != expected:
         odd = sorted(tensors.keys() ^ expected)
         raise RequestError(f"state {path}: its tensors are not those of this bundle's states: {', '.join(odd[:4])}")
+    past = next((_past(tensors[state.name], state) for state in states if state.grows), 0)
     for state in states:
-        tensor, shape = tensors[state.name], state.of(batch)
+        tensor, shape = tensors[state.name], state.of(batch, past)
         if (str(tensor.dtype), tensor.shape) != (state.dtype, shape):
             raise RequestError(
                 f"state {path}: {state.name} should be {state.dtype} {list(shape)} for this stream, found "
@@ -99,6 +100,12 @@ def _check(tensors: Tensors, states: Sequence[StateSpec], batch: int, path: Path
                 f"state {path}: {state.name} holds numbers that no stream has, {tensor[place]:g} at {list(place)} and "
                 f"not {limits}; the file is damaged, save it again"
             )
+
+
+def _past(tensor: np.ndarray, state: StateSpec) -> int:
+    """How many frames a state that grows has seen, as far as its shape can say."""
+    axis = state.shape.index(PAST)
+    return tensor.shape[axis] if axis < tensor.ndim else 0
 
 
 def _place_beyond(tensor: np.ndarray) -> tuple[int, ...] | None:

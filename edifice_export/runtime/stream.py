@@ -2,7 +2,8 @@
 
 Each step reads one set of buffers and writes another; a set that anybody still refers to (a snapshot, the history) is
 never written to. So nothing is updated in place, and taking a snapshot or going back to one copies nothing. The buffers
-are where the provider computes, and stay there.
+are where the provider computes, and stay there. States that grow have no buffers: ONNX Runtime makes new ones at every
+step, and they go with the last reference.
 """
 
 from __future__ import annotations
@@ -65,7 +66,8 @@ class Stream:
         self._sequences = manifest.own_tensors("prefill")[0] if prefill is not None else ()
         self._step, self._prefill = step, prefill
         self.placement = placement(step)
-        self._states = manifest.states
+        self._states = tuple(state for state in manifest.states if not state.grows)
+        self._growing = tuple(state for state in manifest.states if state.grows)
         self._device = device_of(step)
         # Other providers than the CPU's may take a copy when an input is bound, and go on with that.
         self._reads_in_place = short_name(step.get_providers()[0]) == "cpu"
@@ -109,9 +111,11 @@ class Stream:
             held[:] = given
         after = self._take()
         try:
-            binding = self._binding(self._current.buffers, after.buffers)
+            binding = self._binding(self._current, after)
             self._step.run_with_iobinding(binding)
             binding.synchronize_outputs()
+            if self._growing:
+                after.grown = binding.get_outputs()[-len(self._growing) :]
         except ORT_ERRORS as error:
             raise failed(f"a frame of {self.batch} streams", error) from error
         self._check_finite(self._result)
@@ -158,7 +162,7 @@ class Stream:
         After a reset of all there is nothing to rewind; rewinding past a reset of some undoes it.
 
         Raises:
-            RequestError: an entry that there is not.
+            RequestError: an entry that there is not, or some of a stream whose states grow.
         """
         if entries is None:
             self._current = self._initial
@@ -168,6 +172,11 @@ class Stream:
             whole_number("each of entries", entry, 0, self.batch - 1)
             for entry in several("entries", entries, "integers")
         ]
+        if self._growing:
+            raise RequestError(
+                f"reset {chosen}: {self._growing[0].name} grows with the stream, and is as long for every entry of the "
+                "batch; reset all, or open a stream for each"
+            )
         state, initial = self._download(self._current), self._download(self._initial)
         for name in state:
             state[name][chosen] = initial[name][chosen]
@@ -235,7 +244,8 @@ class Stream:
             RequestError: the file can't be read, is damaged, or holds a state of another bundle or batch, or numbers
                 that are not finite or beyond MAX_STATE. The stream stays where it was.
         """
-        tensors = read_state(path_of("path", path), self._names(), self._states, self.batch)
+        states = self.bundle.manifest.states
+        tensors = read_state(path_of("path", path), self._names(), states, self.batch)
         self._current = self._upload(tensors)
         self._before.clear()
 
@@ -279,10 +289,12 @@ class Stream:
             binding.bind_cpu_input(spec.name, array)
         for output, array in zip(self.outputs, outputs, strict=True):
             binding.bind_ortvalue_output(output.name, ort.OrtValue.ortvalue_from_numpy(array))
-        self._bind_states(binding, before.buffers, after.buffers)
+        self._bind_states(binding, before, after)
         try:
             self._prefill.run_with_iobinding(binding)
             binding.synchronize_outputs()
+            if self._growing:
+                after.grown = binding.get_outputs()[-len(self._growing) :]
         except ORT_ERRORS as error:
             given = ", ".join(
                 f"{spec.name} {list(array.shape)}" for spec, array in zip(self._sequences, frames, strict=True)
@@ -290,8 +302,8 @@ class Stream:
             raise failed(given, error) from error
         return after, outputs
 
-    def _binding(self, past: _Buffers, present: _Buffers) -> ort.IOBinding:
-        key = id(past), id(present)
+    def _binding(self, past: _State, present: _State) -> ort.IOBinding:
+        key = id(past.buffers), id(present.buffers)
         if not self._reads_in_place or len(self._bindings) >= _MAX_BINDINGS:
             self._bindings.clear()
         if key not in self._bindings:
@@ -301,15 +313,18 @@ class Stream:
             for output, value in zip(self.outputs, self._result_values, strict=True):
                 binding.bind_ortvalue_output(output.name, value)
             self._bind_states(binding, past, present)
-            if id(past) not in self._own:
-                return binding  # a set of another stream, which may be gone soon
+            if key[0] not in self._own or self._growing:
+                return binding  # a set of another stream, which may be gone soon, or that of one step
             self._bindings[key] = binding
         return self._bindings[key]
 
-    def _bind_states(self, binding: ort.IOBinding, past: _Buffers, present: _Buffers) -> None:
-        for state, read, written in zip(self._states, past, present, strict=True):
+    def _bind_states(self, binding: ort.IOBinding, past: _State, present: _State) -> None:
+        for state, read, written in zip(self._states, past.buffers, present.buffers, strict=True):
             binding.bind_ortvalue_input(state.past.name, read)
-            binding.bind_ortvalue_output(state.present.name, written)
+            binding.bind_ortvalue_output(state.present().name, written)
+        for state, read in zip(self._growing, past.grown, strict=True):  # last, as they are looked for
+            binding.bind_ortvalue_input(state.past.name, read)
+            binding.bind_output(state.present().name, self._device)
 
     def _take(self) -> _State:
         """A set of buffers that nobody refers to."""
@@ -330,10 +345,14 @@ class Stream:
         taken = self._take()
         for state, buffer in zip(self._states, taken.buffers, strict=True):
             buffer.update_inplace(np.ascontiguousarray(arrays[state.name]))
+        # On the CPU it is the array itself, which nothing else writes to.
+        grown = (np.ascontiguousarray(arrays[state.name]) for state in self._growing)
+        taken.grown = [ort.OrtValue.ortvalue_from_numpy(array, self._device) for array in grown]
         return taken
 
     def _download(self, held: _State) -> dict[str, np.ndarray]:
-        return {state.name: np.array(buffer.numpy()) for state, buffer in zip(self._states, held.buffers, strict=True)}
+        fixed, grown = zip(self._states, held.buffers, strict=True), zip(self._growing, held.grown, strict=True)
+        return {state.name: np.array(buffer.numpy()) for state, buffer in (*fixed, *grown)}
 
 
 class Snapshot:
@@ -353,12 +372,18 @@ _Buffers = list[Any]
 
 
 class _State:
-    """A set of buffers in use; when the last reference to it is gone, they are free again."""
+    """A set of buffers in use; when the last reference to it is gone, they are free again.
 
-    __slots__ = ("_free", "buffers")
+    Attributes:
+        buffers: of the states that keep their size.
+        grown: the values of those that grow, which go with it.
+    """
+
+    __slots__ = ("_free", "buffers", "grown")
 
     def __init__(self, buffers: _Buffers, free: deque[_Buffers]) -> None:
         self.buffers, self._free = buffers, free
+        self.grown: _Buffers = []
 
     def __del__(self) -> None:
         self._free.append(self.buffers)

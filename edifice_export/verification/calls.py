@@ -74,7 +74,7 @@ def _program_of(reference: Reference) -> ModuleProgram:
 def _calls(program: ModuleProgram, every_size: bool) -> list[_Call]:
     calls = [_Call(sizes, seed) for seed, sizes in enumerate(program.verified_sizes(every_size))]
     if any(spec.values.kind == "normal" for spec in program.inputs("window")):
-        larger = [_Call(program.sizes, index, size) for index, size in enumerate(MAGNITUDES, len(calls))]
+        larger = [_Call(program.example_sizes, index, size) for index, size in enumerate(MAGNITUDES, len(calls))]
         calls += [call for call in larger if _is_finite(program, call)]
     return calls
 

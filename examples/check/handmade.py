@@ -98,7 +98,7 @@ _OWN_OUTPUTS = (
     OutputSpec("seen_so_far", "int64", shape_of("entries"), "last"),
 )
 _STREAM_INPUTS = (*_OWN_INPUTS, *(state.past for state in _STATES))
-_STREAM_OUTPUTS = (*_OWN_OUTPUTS, *(state.present for state in _STATES))
+_STREAM_OUTPUTS = (*_OWN_OUTPUTS, *(state.present() for state in _STATES))
 _STREAM = """
     level = Mul (past__0__level, half)
     present__0__level = Add (level, signal)
@@ -196,7 +196,7 @@ def _over_frames(step: Sequence[onnx.NodeProto]) -> list[onnx.NodeProto]:
         [_value(spec) for spec in (*_STREAM_OUTPUTS[len(every) :], *_OWN_OUTPUTS)],
         _constants(step),
     )
-    past, present = [state.past.name for state in _STATES], [state.present.name for state in _STATES]
+    past, present = [state.past.name for state in _STATES], [state.present().name for state in _STATES]
     perms = ([1, 0, 2], [1, 0])
     return [
         *(
@@ -249,6 +249,6 @@ def _write_sequence(
     steps: list[Arrays] = []
     for t in range(_FRAMES):
         steps.append(_run(step, {**state, **{name: array[:, t] for name, array in frames.items()}}))
-        state = {each.past.name: steps[-1][each.present.name] for each in _STATES}
+        state = {each.past.name: steps[-1][each.present().name] for each in _STATES}
     outputs = {spec.name: np.stack([found[spec.name] for found in steps], axis=1) for spec in entry.outputs}
     write_test_data(folder / entry.folder, frames, outputs)

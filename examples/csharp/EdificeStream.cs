@@ -12,7 +12,7 @@ namespace Edifice
     /// </summary>
     /// <remarks>
     /// What a step reads and writes is bound once for each pair of neighbours of the ring of states: on the CPU it
-    /// makes no managed object.
+    /// makes no managed object. Where states grow it is bound at every step, to new memory for them.
     /// </remarks>
     public sealed class EdificeStream : IDisposable
     {
@@ -29,6 +29,7 @@ namespace Edifice
         private readonly OrtValue[] frameValues;
         private readonly OrtValue[] outputValues;
         private readonly OrtIoBinding[] bindings; // the one at i reads the ring's slot i
+        private readonly bool grows;
         private bool disposed;
 
         internal EdificeStream(EdificeModel model, int batch, int history)
@@ -42,6 +43,7 @@ namespace Edifice
             graph = model.Bundle.Graph("stream");
             session = model.Session("stream");
             states = new StateRing(model.Bundle, batch, history);
+            grows = model.Bundle.States.Any(state => state.Grows);
             frame = graph.OwnInputs.Select(spec => EdificeTensor.Zeros(spec.Type, spec.OfBatch(batch))).ToArray();
             outputs = graph.OwnOutputs.Select(spec => EdificeTensor.Zeros(spec.Type, spec.OfBatch(batch))).ToArray();
             frameValues = frame.Select(tensor => tensor.ToOrtValue()).ToArray();
@@ -136,6 +138,7 @@ namespace Edifice
                 // By turns, so that the last piece writes to the next slot, and none to what it reads.
                 StateBuffers present = (pieces - piece) % 2 == 1 ? next : other!;
                 int start = piece * most, count = Math.Min(most, length - start);
+                present.Grow(past.Past + count);
                 RunPiece(prefill, pieces == 1 ? inputs : Part(inputs, start, count), past, present);
                 past = present;
             }
@@ -223,7 +226,8 @@ namespace Edifice
         {
             StateBuffers next = states.Begin();
             OrtIoBinding binding = bindings[states.Now];
-            if (model.Provider == "cpu")
+            next.Grow(states[states.Now].Past + 1);
+            if (model.Provider == "cpu" && !grows)
             {
                 session.RunWithBinding(run, binding);
             }

@@ -21,6 +21,9 @@ namespace Edifice
         /// </summary>
         public string? Symbol { get; }
 
+        /// <summary>Whether it is the frames that a stream has seen: states of that size grow with it.</summary>
+        internal bool IsPast => Symbol == "past";
+
         public override string ToString() => Symbol ?? Number.ToString();
     }
 
@@ -49,10 +52,10 @@ namespace Edifice
         /// <summary>Such as state_sequence float32 [batch, sequence, 287].</summary>
         public override string ToString() => $"{Name} {ElementTypes.Name(Type)} [{string.Join(", ", Shape)}]";
 
-        /// <summary>The shape for so many entries: of a frame, or of a state.</summary>
-        internal long[] OfBatch(int batch)
+        /// <summary>The shape for so many entries: of a frame, or of a state after so many frames.</summary>
+        internal long[] OfBatch(int batch, long past = 0)
         {
-            return Shape.Select(size => size.Symbol == null ? size.Number : (long)batch).ToArray();
+            return Shape.Select(size => size.Symbol == null ? size.Number : size.IsPast ? past : (long)batch).ToArray();
         }
     }
 
@@ -92,9 +95,14 @@ namespace Edifice
         public StateSpec(TensorSpec tensor, double initial, string? initialFile)
         {
             (Tensor, Initial, InitialFile) = (tensor, initial, initialFile);
+            Grows = tensor.Shape.Any(size => size.IsPast);
         }
 
         public TensorSpec Tensor { get; }
+
+        /// <summary>Whether it is longer after every frame, as keys and values of full attention are.</summary>
+        public bool Grows { get; }
+
         public string Past => "past." + Tensor.Name;
         public string Present => "present." + Tensor.Name;
 

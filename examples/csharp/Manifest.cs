@@ -169,12 +169,18 @@ namespace Edifice
             TensorSpec tensor = ReadTensor(entry);
             bool known = tensor.Type == TensorElementType.Float || tensor.Type == TensorElementType.Int64
                 || tensor.Type == TensorElementType.Int32;
-            if (!known || !IsOfBatch(tensor))
+            int growing = tensor.Shape.Count(size => size.IsPast);
+            if (!known || !IsOfBatch(tensor, growing) || growing > 1)
             {
                 throw Damaged(
-                    $"the state {tensor} should be float32, int64 or int32, and have a batch and then fixed sizes");
+                    $"the state {tensor} should be float32, int64 or int32, and have a batch and then fixed sizes, "
+                    + "or one that grows");
             }
             JsonElement initial = Field(entry, "initial");
+            if (growing > 0 && !(Sizes.ContainsKey("past") && initial.ValueKind == JsonValueKind.Number))
+            {
+                throw Damaged($"the state {tensor} grows from nothing: it needs the size past, and no file");
+            }
             if (initial.ValueKind == JsonValueKind.String)
             {
                 return new StateSpec(tensor, 0, Listed(Text(initial)));
@@ -229,10 +235,13 @@ namespace Edifice
         }
 
         /// <summary>Whether a tensor is of a frame: the batch, and for each entry fixed sizes.</summary>
-        private static bool IsOfBatch(TensorSpec tensor)
+        private static bool IsOfBatch(TensorSpec tensor) => IsOfBatch(tensor, 0);
+
+        /// <summary>Whether it has a batch and then fixed sizes, but for so many that grow.</summary>
+        private static bool IsOfBatch(TensorSpec tensor, int growing)
         {
-            return tensor.Shape.Length > 0 && tensor.Shape[0].Symbol != null
-                && tensor.Shape.Skip(1).All(size => size.Symbol == null);
+            return tensor.Shape.Length > 0 && tensor.Shape[0].Symbol != null && !tensor.Shape[0].IsPast
+                && tensor.Shape.Count(size => size.Symbol != null) == 1 + growing;
         }
 
         private static bool EndsWith(TensorSpec[] tensors, IEnumerable<string> names)

@@ -10,28 +10,57 @@ namespace Edifice
     /// <summary>The state of a stream at one moment, in memory of its own.</summary>
     public sealed class EdificeSnapshot
     {
-        internal EdificeSnapshot(string identity, int size) => (Identity, Data) = (identity, new byte[size]);
+        internal EdificeSnapshot(string identity) => Identity = identity;
 
         /// <summary>Of the bundle that the state belongs to.</summary>
         internal string Identity { get; }
 
         /// <summary>All states, one after the other.</summary>
-        internal byte[] Data { get; }
+        internal byte[] Data { get; private set; } = { };
+
+        /// <summary>Frames that states which grow are of.</summary>
+        internal long Past { get; private set; }
 
         /// <summary>Tells this state from all others of the process.</summary>
         internal long Id { get; set; }
+
+        /// <summary>Makes room for the states after so many frames. What was there may be lost.</summary>
+        /// <exception cref="ArgumentException">An array can't hold them.</exception>
+        internal void Resize(Bundle bundle, int batch, long past)
+        {
+            double size = StateBuffers.Size(bundle, batch, past);
+            if (size > int.MaxValue)
+            {
+                throw new ArgumentException(
+                    $"the states of a batch of {batch} take {size / (1 << 30):0} GiB, and a snapshot may have 2; "
+                    + "open several streams of smaller batches");
+            }
+            Past = past;
+            if (Data.Length != (int)size)
+            {
+                Data = new byte[(int)size];
+            }
+        }
     }
 
-    /// <summary>Memory for one value of every state, which ONNX Runtime reads and writes.</summary>
+    /// <summary>
+    /// Memory for one value of every state, which ONNX Runtime reads and writes; new memory for those that grow.
+    /// </summary>
     internal sealed class StateBuffers : IDisposable
     {
+        private readonly Bundle bundle;
+        private readonly int batch;
+
         public StateBuffers(Bundle bundle, int batch)
         {
-            Values = bundle.States.Select(state => OrtValue.CreateAllocatedTensorValue(
-                OrtAllocator.DefaultInstance, state.Tensor.Type, state.Tensor.OfBatch(batch))).ToArray();
+            (this.bundle, this.batch) = (bundle, batch);
+            Values = bundle.States.Select(Allocate).ToArray();
         }
 
         public OrtValue[] Values { get; }
+
+        /// <summary>Frames that states which grow are of.</summary>
+        public long Past { get; private set; }
 
         /// <summary>Tells what it holds from all other states of the process.</summary>
         public long Id { get; set; }
@@ -39,18 +68,12 @@ namespace Edifice
         /// <summary>What every state is before the first frame.</summary>
         public static EdificeSnapshot Initial(Bundle bundle, int batch)
         {
-            double size = bundle.States.Sum(state => Size(state.Tensor, batch));
-            if (size > int.MaxValue)
-            {
-                throw new ArgumentException(
-                    $"the states of a batch of {batch} take {size / (1 << 30):0} GiB, and a stream may have 2; "
-                    + "open several streams of smaller batches");
-            }
-            var snapshot = new EdificeSnapshot(bundle.Identity, (int)size);
+            var snapshot = new EdificeSnapshot(bundle.Identity);
+            snapshot.Resize(bundle, batch, 0);
             Span<byte> rest = snapshot.Data;
             foreach (StateSpec state in bundle.States)
             {
-                Span<byte> bytes = rest.Slice(0, (int)Size(state.Tensor, batch));
+                Span<byte> bytes = rest.Slice(0, (int)Size(state.Tensor, batch, 0));
                 if (state.InitialFile != null)
                 {
                     Span<byte> one = ReadOne(bundle, state).Bytes;
@@ -76,8 +99,34 @@ namespace Edifice
             return snapshot;
         }
 
+        /// <summary>Bytes of all states after so many frames, in a type that can't overflow.</summary>
+        public static double Size(Bundle bundle, int batch, long past)
+        {
+            return bundle.States.Sum(state => Size(state.Tensor, batch, past));
+        }
+
+        /// <summary>Makes room for what is there after so many frames; what states that grow held is lost.</summary>
+        public void Grow(long past)
+        {
+            if (past == Past)
+            {
+                return;
+            }
+            Past = past;
+            for (int i = 0; i < Values.Length; i++)
+            {
+                if (bundle.States[i].Grows)
+                {
+                    OrtValue longer = Allocate(bundle.States[i]);
+                    Values[i].Dispose();
+                    Values[i] = longer;
+                }
+            }
+        }
+
         public void Save(EdificeSnapshot snapshot)
         {
+            snapshot.Resize(bundle, batch, Past);
             Span<byte> rest = snapshot.Data;
             foreach (OrtValue value in Values)
             {
@@ -90,6 +139,7 @@ namespace Edifice
 
         public void Load(EdificeSnapshot snapshot)
         {
+            Grow(snapshot.Past);
             ReadOnlySpan<byte> rest = snapshot.Data;
             foreach (OrtValue value in Values)
             {
@@ -118,11 +168,16 @@ namespace Edifice
                     + "build or copy the bundle again");
         }
 
-        /// <summary>Bytes, in a type that can't overflow.</summary>
-        private static double Size(TensorSpec tensor, int batch)
+        private static double Size(TensorSpec tensor, int batch, long past)
         {
             double bytes = ElementTypes.Bytes(tensor.Type);
-            return tensor.OfBatch(batch).Aggregate(bytes, (product, size) => product * size);
+            return tensor.OfBatch(batch, past).Aggregate(bytes, (product, size) => product * size);
+        }
+
+        private OrtValue Allocate(StateSpec state)
+        {
+            return OrtValue.CreateAllocatedTensorValue(
+                OrtAllocator.DefaultInstance, state.Tensor.Type, state.Tensor.OfBatch(batch, Past));
         }
     }
 }

@@ -12,13 +12,15 @@ namespace Edifice
     {
         private static long lastId;
 
+        private readonly Bundle bundle;
+        private readonly int batch;
         private readonly EdificeSnapshot initial;
         private readonly int history;
         private readonly StateBuffers[] slots;
 
         public StateRing(Bundle bundle, int batch, int history)
         {
-            this.history = history;
+            (this.bundle, this.batch, this.history) = (bundle, batch, history);
             initial = StateBuffers.Initial(bundle, batch);
             int count = Math.Max(2, history + 1);
             slots = Enumerable.Range(0, count).Select(_ => new StateBuffers(bundle, batch)).ToArray();
@@ -71,8 +73,11 @@ namespace Edifice
 
         public EdificeSnapshot Save(EdificeSnapshot? reuse)
         {
-            EdificeSnapshot snapshot = reuse ?? new EdificeSnapshot(initial.Identity, initial.Data.Length);
-            CheckFits(snapshot);
+            EdificeSnapshot snapshot = reuse ?? new EdificeSnapshot(initial.Identity);
+            if (reuse != null)
+            {
+                CheckFits(snapshot);
+            }
             slots[Now].Save(snapshot);
             return snapshot;
         }
@@ -104,12 +109,12 @@ namespace Edifice
 
         private void CheckFits(EdificeSnapshot snapshot)
         {
-            if (snapshot.Identity != initial.Identity || snapshot.Data.Length != initial.Data.Length)
+            double size = StateBuffers.Size(bundle, batch, snapshot.Past);
+            if (snapshot.Identity != initial.Identity || snapshot.Data.Length != size)
             {
                 throw new ArgumentException(
                     $"the snapshot is of {snapshot.Identity} and {snapshot.Data.Length} bytes, and the stream of "
-                    + $"{initial.Identity} and {initial.Data.Length}; restore it in a stream of the same bundle and "
-                    + "batch");
+                    + $"{initial.Identity} and {size:0}; restore it in a stream of the same bundle and batch");
             }
         }
     }

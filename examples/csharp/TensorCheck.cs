@@ -30,12 +30,13 @@ namespace Edifice
                 Kind(specs[i], given[i]);
                 for (int axis = 0; axis < specs[i].Shape.Length; axis++)
                 {
-                    if (specs[i].Shape[axis].Symbol is string symbol)
+                    Size size = specs[i].Shape[axis];
+                    if (size.Symbol is string symbol)
                     {
                         long found = given[i].Shape[axis];
                         Equal(specs[i], symbol, found, sizes);
                         bool limited = graph.Limits.TryGetValue(symbol, out (int, int?) limit) && symbol != unlimited;
-                        Within(specs[i], symbol, found, limited ? limit : (1, null));
+                        Within(specs[i], symbol, found, limited ? limit : (size.IsPast ? 0 : 1, null));
                     }
                 }
                 Numbers(specs[i], given[i].Shape, given[i].Bytes, looks: i < graph.OwnInputs.Length);

@@ -1,7 +1,7 @@
 // A bundle of edifice-export: its manifest, and its files, each checked against the manifest before it is used.
 
 import { CheckError, RequestError } from './errors.mjs';
-import { MANIFEST, checkManifest } from './manifest.mjs';
+import { MANIFEST, PAST, checkManifest } from './manifest.mjs';
 import { parseTensor } from './tensor_file.mjs';
 import { describe, fits } from './tensors.mjs';
 
@@ -60,6 +60,11 @@ export class Bundle {
   /** Of a stream, the symbol of its batch. */
   get batch() {
     return this.manifest.states[0].shape[0];
+  }
+
+  /** Whether a stream has states that are longer after every frame. */
+  get grows() {
+    return this.manifest.states.some(({ shape }) => shape.includes(PAST));
   }
 
   /** Frames that the graphs are made for at once; 1 where there are no frames. */

@@ -13,6 +13,7 @@
 
 import { Bundle } from './bundle.mjs';
 import { CheckError, EdificeError, RequestError, printable } from './errors.mjs';
+import { PAST } from './manifest.mjs';
 import { Snapshot, State, Stream } from './stream.mjs';
 import { ARRAYS, MAX_MAGNITUDE, checkOutputs, plainly, takeInputs, volume } from './tensors.mjs';
 
@@ -148,7 +149,7 @@ export class Model {
   async #initialState(batch) {
     const tensors = {};
     for (const { name, dtype, shape: [, ...shape], initial } of this.bundle.manifest.states) {
-      const dims = [batch, ...shape];
+      const dims = [batch, ...shape.map((size) => (size === PAST ? 0 : size))];
       const data = new ARRAYS[dtype][0](volume(dims));
       if (typeof initial === 'string') {
         const one = await this.bundle.tensor(initial, { name, dtype, shape: [1, ...shape] });

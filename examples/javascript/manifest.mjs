@@ -5,6 +5,9 @@ import { ARRAYS, isCount } from './tensors.mjs';
 
 export const MANIFEST = 'manifest.json';
 
+/** The size of states that grow: the frames that a stream has seen, 0 before the first. */
+export const PAST = 'past';
+
 const SCHEMA_VERSION = 5;
 const GRAPHS = ['window', 'stream', 'prefill'];
 const MAX_SIZE = 2 ** 20; // of what graphs are made for: what edifice-export makes at most
@@ -71,13 +74,18 @@ function checkPath(bundle, path) {
   }
 }
 
-/** All states are of one batch: their first size is its symbol. */
+/** All states are of one batch: their first size is its symbol. One that grows starts from nothing. */
 function checkState(bundle, state, expect) {
   const { sizes, states } = bundle.manifest;
   const typed = isTensor(state) && STATE_TYPES.includes(state.dtype) && isTensor(states[0]);
   const [batch, ...rest] = typed ? state.shape : [];
-  const sized = typed && Object.hasOwn(sizes, batch) && batch === states[0].shape[0] && rest.every(isCount);
-  expect(sized, `state ${state?.name} should be ${STATE_TYPES.join(' or ')} [batch, sizes]`);
+  const growing = rest.filter((size) => size === PAST).length;
+  const sized = typed && Object.hasOwn(sizes, batch) && batch === states[0].shape[0] && batch !== PAST;
+  const fixed = rest.every((size) => size === PAST || isCount(size));
+  const wanted = `${STATE_TYPES.join(' or ')} [batch, sizes], of which one may be ${PAST}`;
+  expect(sized && fixed && growing <= 1, `state ${state?.name} should be ${wanted}`);
+  const starts = !growing || (Object.hasOwn(sizes, PAST) && typeof state.initial === 'number');
+  expect(starts, `state ${state.name} grows: it should have the size ${PAST}, and no file`);
   if (typeof state.initial === 'string') checkPath(bundle, state.initial);
   else expect(Number.isFinite(state.initial), `state ${state.name} should have an initial value`);
 }

@@ -1,7 +1,7 @@
 // A stream: one frame in, one output out, and a state that can be kept and gone back to.
 //
 // Each run reads one set of tensors and makes another. Nothing is updated in place, so a snapshot is a reference to a
-// set, and going back to one copies nothing.
+// set, and going back to one copies nothing. States that grow are larger in every set.
 
 import { RequestError } from './errors.mjs';
 import { checkOutputs, framesOf, plainly, takeInputs } from './tensors.mjs';

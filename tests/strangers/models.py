@@ -142,3 +142,49 @@ class Recurrent(nn.Module):
 def recurrent() -> ee.Source:
     torch.manual_seed(0)
     return ee.Source(Recurrent(), (torch.randn(2, 6, 4),), {"x": {0: "n", 1: "t"}})
+
+
+class Recall(nn.Module):
+    """Full attention with rotary positions over all that came, after a short average: keys and values grow, and the
+    frames that the average still sees don't."""
+
+    def __init__(self, width: int = 8, heads: int = 2, seen: int = 3) -> None:
+        super().__init__()
+        self.mix = nn.Conv1d(width, width, seen, groups=width)
+        self.inner = nn.Linear(width, 3 * width)
+        self.outer = nn.Linear(width, width)
+        self.heads = heads
+        self.register_buffer("rates", 10.0 ** -torch.arange(0, width // heads, 2) / 2)
+
+    def initial_state(self, batch: int) -> dict[str, Tensor]:
+        nothing = torch.zeros(batch, self.heads, 0, 2 * len(self.rates))
+        frames = torch.zeros(batch, self.mix.kernel_size[0] - 1, self.mix.in_channels)
+        return {"0.conv": frames, "1.key": nothing, "1.value": nothing}
+
+    def extend(self, x: Tensor, state: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        y, conv = ops.causal_conv1d(x, self.mix.weight, self.mix.bias, self.mix.groups, state["0.conv"])
+        query, key, value = self.inner(y).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        past, frames = state["1.key"].shape[2], x.shape[1]
+        places = torch.arange(past, past + frames)
+        key = torch.cat([state["1.key"], self.turned(key, places)], dim=2)
+        value = torch.cat([state["1.value"], value], dim=2)
+        seen = torch.arange(past + frames) <= places[:, None]
+        y = functional.scaled_dot_product_attention(self.turned(query, places), key, value, seen)
+        return self.outer(y.transpose(1, 2).flatten(2)), {"0.conv": conv, "1.key": key, "1.value": value}
+
+    def turned(self, x: Tensor, places: Tensor) -> Tensor:
+        angles = places[:, None] * self.rates
+        one, two = x.chunk(2, dim=-1)
+        return torch.cat([one * angles.cos() - two * angles.sin(), one * angles.sin() + two * angles.cos()], dim=-1)
+
+    def step(self, x: Tensor, state: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        y, after = self.extend(x[:, None], state)
+        return y[:, 0], after
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.extend(x, self.initial_state(x.shape[0]))[0]
+
+
+def recall() -> ee.Source:
+    torch.manual_seed(0)
+    return ee.Source(Recall(), (torch.randn(2, 6, 8),), {"x": {0: "batch", 1: "time"}})
