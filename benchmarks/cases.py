@@ -64,6 +64,13 @@ def linear_attention(length: int, decays: int = 1) -> Arguments:
     return {**frames, "log_decay": -torch.exp(draw(1, length, 4, decays, seed=3) - 3)}
 
 
+def gated_delta_rule(length: int, decays: int = 1) -> Arguments:
+    """Four heads, keys and values 64 wide."""
+    given = linear_attention(length, decays)
+    given["key"] = torch.nn.functional.normalize(given["key"], dim=-1)
+    return {**given, "beta": torch.sigmoid(draw(1, length, 4, seed=4))}
+
+
 def mamba2(length: int) -> Arguments:
     """Of Mamba-2 with 130 million parameters: one group, so that all heads share queries and keys."""
     return {
@@ -178,6 +185,7 @@ CASES = (
         ["a"],
         (16, 512),
     ),
+    Case("gated_delta_rule", "gated_delta_rule", gated_delta_rule, SHORT, (), (4, 64, 64)),
     Case("linear_attention", "linear_attention", linear_attention, SHORT, (), (4, 64, 64)),
     Case("linear_attention, of Mamba-2", "linear_attention", mamba2, SHORT, (), (24, 128, 64)),
     Case(

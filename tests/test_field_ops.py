@@ -1,4 +1,4 @@
-"""Ops that other people's models are made of: against their formulas, at lengths of thousands, and inside of modules."""
+"""Ops that other people's models are made of: against formulas, at lengths of thousands, and inside of modules."""
 
 from __future__ import annotations
 
@@ -62,12 +62,38 @@ def test_queries_and_keys_that_heads_share(lowering: str) -> None:
         assert_agree(graph(values), case.define(values))
 
 
+def test_the_gated_delta_rule_is_a_product_of_matrices() -> None:
+    """S = (I - beta k k') exp(g) S + beta k v', in one head at a time."""
+    given = arguments("gated_delta_rule_keys")
+    y, state = ops.gated_delta_rule(**given)
+    q, k, v, g, beta, initial = as_numpy(given).values()
+    for entry in range(SIZES["batch"]):
+        for head in range(SIZES["heads"]):
+            s, at = initial[entry, head], (entry, slice(None), head)
+            for t, (q_t, k_t, v_t, g_t, b_t) in enumerate(zip(q[at], k[at], v[at], g[at], beta[at], strict=True)):
+                s = (np.eye(len(k_t)) - b_t * np.outer(k_t, k_t)) @ np.diag(np.exp(g_t)) @ s + b_t * np.outer(k_t, v_t)
+                np.testing.assert_allclose(y[entry, t, head], q_t @ s, atol=1e-12)
+            np.testing.assert_allclose(state[entry, head], s, atol=1e-12)
+
+
+@pytest.mark.parametrize("beta", [0.5, 1.0, 1.5])
+def test_the_delta_rule_is_exact_where_all_keys_are_alike(beta: float) -> None:
+    """Nothing decays: powers of the matrix between frames would be as large as 1e17."""
+    given = arguments("gated_delta_rule", sequence=300)
+    given |= {"key": given["key"][:, :1].expand_as(given["key"]).contiguous()}
+    given |= {"log_decay": torch.zeros_like(given["log_decay"]), "beta": torch.full_like(given["beta"], beta)}
+    given = {key: value.float().double() for key, value in given.items()}
+    y, state = sequence_graph("gated_delta_rule", "chunked")(given)
+    for found, wanted in zip((y, state), ops.gated_delta_rule(**given), strict=True):
+        assert (found - wanted).abs().max() <= 1e-5 * wanted.abs().max()
+
+
 def decays_of(name: str, rate: float) -> Tensor:
     """The same in every frame."""
     return torch.full_like(arguments(name, batch=1, sequence=4096)["log_decay"], -rate)
 
 
-MATRIX_STATES = ["linear_attention", "linear_attention_keys"]
+MATRIX_STATES = ["linear_attention", "linear_attention_keys", "gated_delta_rule", "gated_delta_rule_keys"]
 
 
 @pytest.mark.parametrize("rate", [1e-5, 0.0113, 20.0])
@@ -79,12 +105,18 @@ def test_matrix_states_are_exact_at_length_4096(name: str, rate: float) -> None:
 @pytest.mark.parametrize("rate", [0.0, 30.0, float("inf")])
 @pytest.mark.parametrize(
     ("name", "lowering"),
-    [("linear_attention", "chunked"), ("linear_attention", "scan"), ("linear_attention_keys", "chunked_by_key")],
+    [
+        ("linear_attention", "chunked"),
+        ("linear_attention", "scan"),
+        ("linear_attention_keys", "chunked_by_key"),
+        ("gated_delta_rule", "chunked"),
+        ("gated_delta_rule", "scan"),
+    ],
 )
 def test_nothing_is_left_of_a_past_that_has_decayed_and_all_of_one_that_has_not(
     name: str, lowering: str, rate: float
 ) -> None:
-    """Decays of exactly 0 and 1 among them; each frame is right for itself, however much larger those before it were."""
+    """Decays of exactly 0 and 1 among them; a frame is right for itself, however much larger those before it were."""
     given = arguments(name, sequence=200)
     loud = torch.exp(3 * torch.randn(2, 200, 1, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0)))
     given |= {"value": given["value"] * loud, "log_decay": torch.full_like(given["log_decay"], -rate)}
@@ -97,7 +129,12 @@ def test_nothing_is_left_of_a_past_that_has_decayed_and_all_of_one_that_has_not(
 
 @pytest.mark.parametrize("length", [15, 16, 17, 63, 64, 65, 128, 129, 300])
 @pytest.mark.parametrize(
-    ("name", "lowering"), [("linear_attention", "chunked"), ("linear_attention_keys", "chunked_by_key")]
+    ("name", "lowering"),
+    [
+        ("linear_attention", "chunked"),
+        ("linear_attention_keys", "chunked_by_key"),
+        ("gated_delta_rule", "chunked"),
+    ],
 )
 def test_chunks_may_be_full_or_not(name: str, lowering: str, length: int) -> None:
     case = CASES[name]
@@ -123,6 +160,21 @@ class Gated(nn.Module):
         return y.flatten(-2), {"matrix": after}
 
 
+class Learns(nn.Module):
+    """The gated delta rule, with a decay for each head."""
+
+    outputs = 3 * HEADS * WIDTH + 2 * HEADS
+    initial_state = Gated.initial_state
+
+    def forward(self, x: Tensor, state: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        frames, gate, beta = x.split([3 * HEADS * WIDTH, HEADS, HEADS], dim=-1)
+        query, key, value = frames.unflatten(-1, (3, HEADS, WIDTH)).unbind(-3)
+        decay = functional.logsigmoid(gate)[..., None]
+        key = functional.normalize(key, dim=-1)
+        y, after = ops.gated_delta_rule(query, key, value, decay, torch.sigmoid(beta), state["matrix"])
+        return y.flatten(-2), {"matrix": after}
+
+
 class Layer(nn.Module):
     """A layer around a recurrence, as sequences and frame by frame."""
 
@@ -141,7 +193,7 @@ class Layer(nn.Module):
         return self.step(x, self.initial_state(1))[0]
 
 
-@pytest.mark.parametrize("recurrence", [Gated], ids=lambda made: made.__name__)
+@pytest.mark.parametrize("recurrence", [Gated, Learns], ids=lambda made: made.__name__)
 def test_a_layer_of_it_has_all_graphs(recurrence: type[nn.Module], tmp_path: Path) -> None:
     torch.manual_seed(0)
     module = Layer(recurrence()).eval()

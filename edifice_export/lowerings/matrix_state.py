@@ -28,7 +28,9 @@ def InChunks(x, size: int):
 @script(EDIFICE, default_opset=op)
 def FromChunks(chunks, like):
     """InChunks undone, of as many frames as there are in another sequence."""
-    shape = op.Concat(op.Constant(value_ints=[0, -1]), op.Shape(like, start=2, end=3), op.Shape(chunks, start=4), axis=0)
+    shape = op.Concat(
+        op.Constant(value_ints=[0, -1]), op.Shape(like, start=2, end=3), op.Shape(chunks, start=4), axis=0
+    )
     frames = op.Reshape(op.Transpose(chunks, perm=[0, 2, 3, 1, 4]), shape)
     one = op.Constant(value_ints=[1])
     return op.Slice(frames, op.Constant(value_ints=[0]), op.Shape(like, start=1, end=2), one)
@@ -36,7 +38,7 @@ def FromChunks(chunks, like):
 
 @script(EDIFICE, default_opset=op)
 def BetweenFrames(log_decay):
-    """From log decays [..., frames, 1] what is left of frame s at frame t [..., frames, frames]: of later ones nothing."""
+    """Of log decays [..., frames, 1] what is left of frame s at frame t [..., frames, frames], of later ones nothing."""
     length = op.Squeeze(op.Shape(log_decay, start=-2, end=-1), op.Constant(value_ints=[0]))
     frames = op.Range(op.Constant(value_int=0), length, op.Constant(value_int=1))
     column = op.Unsqueeze(frames, op.Constant(value_ints=[1]))
@@ -54,7 +56,7 @@ def ScoresByHead(query, key, log_decay):
 
 @script(EDIFICE, default_opset=op)
 def ScoresByKey(query, key, log_decay):
-    """The same with a decay for each channel of a key: pair by pair, [batch, heads, chunks, frames, key width, frames]."""
+    """The same with a decay for each channel of a key, each pair by itself."""
     pairs = op.Unsqueeze(op.Transpose(log_decay, perm=[0, 1, 2, 4, 3]), op.Constant(value_ints=[5]))
     left = op.Transpose(BetweenFrames(pairs), perm=[0, 1, 2, 4, 3, 5])
     keys = op.Unsqueeze(op.Transpose(key, perm=[0, 1, 2, 4, 3]), op.Constant(value_ints=[3]))
@@ -64,7 +66,7 @@ def ScoresByKey(query, key, log_decay):
 
 @script(EDIFICE, default_opset=op)
 def SplitDecay(log_decay):
-    """A decay as what is kept, 1 or 0, and a change of it: h is then kept * h + (change * h + x), see LinearScanFrame."""
+    """A decay as 1 or 0 and a change of that: h is then kept * h + (change * h + x), see LinearScanFrame."""
     half = op.CastLike(op.Constant(value_float=0.5), log_decay)
     t = op.Tanh(log_decay * half)
     decay = op.Exp(log_decay)

@@ -65,15 +65,16 @@ def linear_attention(
     of each channel of a key for GLA (2312.06635). Scaling queries is the caller's.
 
     Args:
-        query: [batch, sequence, heads, key width], or one frame [batch, heads, key width]; so for what follows. One head
-            if it is the same for all.
+        query: [batch, sequence, heads, key width], or one frame [batch, heads, key width]; so for what follows.
+            One head if it is the same for all.
         key: [batch, sequence, heads or 1, key width].
         value: [batch, sequence, heads, value width].
         log_decay: at most 0 for a stable recurrence [batch, sequence, heads, key width or 1].
         initial: the state before the first frame [batch or 1, heads, key width, value width].
 
     Returns:
-        y [batch, sequence, heads, value width] and the state after the last frame [batch, heads, key width, value width].
+        y [batch, sequence, heads, value width] and the state after the last frame
+        [batch, heads, key width, value width].
     """
     size = (value.shape[0], value.shape[-2], key.shape[-1], value.shape[-1])
     state = value.new_zeros(size) if initial is None else initial.expand(size)
