@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from lowered import lower, sequence_graph
+from lowered import frame_graph, lower, sequence_graph
 from module_cases import FREE, largest_error
 from op_cases import CASES, SIZES, Arguments, arguments
 from test_lowerings import assert_agree, exact_at_length, long
@@ -86,6 +86,35 @@ def test_the_delta_rule_is_exact_where_all_keys_are_alike(beta: float) -> None:
     y, state = sequence_graph("gated_delta_rule", "chunked")(given)
     for found, wanted in zip((y, state), ops.gated_delta_rule(**given), strict=True):
         assert (found - wanted).abs().max() <= 1e-5 * wanted.abs().max()
+
+
+def test_wkv_is_an_average_weighed_by_exponentials() -> None:
+    """By the weights themselves, from nothing; and for keys whose exponentials are beyond all numbers."""
+    key, value, log_decay, bonus, *_ = arguments("wkv").values()
+    y, above, below, largest = ops.wkv(key, value, log_decay, bonus)
+    k, v, w, u = (each.numpy() for each in (key, value, log_decay, bonus))
+    for t in range(SIZES["sequence"] + 1):
+        weights = np.exp(w * np.arange(t - 1, -1, -1)[:, None] + k[:, :t])
+        a, b = (weights * v[:, :t]).sum(1), weights.sum(1)
+        if t < SIZES["sequence"]:
+            own = np.exp(u + k[:, t])
+            np.testing.assert_allclose(y[:, t], (a + own * v[:, t]) / (b + own), atol=1e-12)
+    np.testing.assert_allclose(above * torch.exp(largest), a, rtol=1e-12)
+    np.testing.assert_allclose(below * torch.exp(largest), b, rtol=1e-12)
+    for shift in (-900.0, 900.0):
+        torch.testing.assert_close(ops.wkv(key + shift, value, log_decay, bonus)[0], y, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("shift", [-900.0, 0.0, 900.0])
+def test_wkv_takes_keys_of_any_size_after_nothing(shift: float) -> None:
+    case = CASES["wkv"]
+    values = case.entering_arguments(SIZES | {"sequence": 40}, 1)
+    values |= {memory: torch.zeros_like(values[memory]) for memory in case.memory}
+    values |= {"key": (values["key"] + shift).float().double()}
+    y, *_ = case.define(values)
+    for found in (sequence_graph("wkv")(values), case.by_frames(frame_graph("wkv"), values)):
+        # Float32 has numbers of 900 to within 6e-5.
+        torch.testing.assert_close(found[0], y, rtol=0, atol=1e-5 if shift == 0 else 3e-4)
 
 
 def decays_of(name: str, rate: float) -> Tensor:
@@ -175,6 +204,24 @@ class Learns(nn.Module):
         return y.flatten(-2), {"matrix": after}
 
 
+class Averages(nn.Module):
+    """RWKV-4's average, gated."""
+
+    outputs = 9
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rates, self.bonus = (nn.Parameter(torch.linspace(low, 0.5, 3)) for low in (-3.0, -0.5))
+
+    def initial_state(self, batch: int) -> dict[str, Tensor]:
+        return {name: torch.zeros(batch, 3) for name in ("numerator", "denominator", "maximum")}
+
+    def forward(self, x: Tensor, state: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        gate, key, value = x.chunk(3, dim=-1)
+        y, *after = ops.wkv(key, value, -torch.exp(self.rates), self.bonus, *state.values())
+        return torch.sigmoid(gate) * y, dict(zip(state, after, strict=True))
+
+
 class Layer(nn.Module):
     """A layer around a recurrence, as sequences and frame by frame."""
 
@@ -193,7 +240,7 @@ class Layer(nn.Module):
         return self.step(x, self.initial_state(1))[0]
 
 
-@pytest.mark.parametrize("recurrence", [Gated, Learns], ids=lambda made: made.__name__)
+@pytest.mark.parametrize("recurrence", [Gated, Learns, Averages], ids=lambda made: made.__name__)
 def test_a_layer_of_it_has_all_graphs(recurrence: type[nn.Module], tmp_path: Path) -> None:
     torch.manual_seed(0)
     module = Layer(recurrence()).eval()

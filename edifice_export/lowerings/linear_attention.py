@@ -12,7 +12,7 @@ from .registry import register
 
 @script(EDIFICE, default_opset=op)
 def LinearAttentionScan(query, key, value, log_decay, initial):
-    """A Scan over time. On a CPU ScoresByKey is slower, pair by pair: see `python benchmarks/ops.py linear_attention`."""
+    """A Scan over time. On a CPU ScoresByKey is slower: see `python benchmarks/ops.py linear_attention`."""
     start = op.Expand(initial, op.Concat(op.Shape(value, start=0, end=1), op.Shape(initial, start=1, end=4), axis=0))
     rows = op.Constant(value_ints=[3])
     columns = op.Constant(value_ints=[4])

@@ -38,7 +38,7 @@ def FromChunks(chunks, like):
 
 @script(EDIFICE, default_opset=op)
 def BetweenFrames(log_decay):
-    """Of log decays [..., frames, 1] what is left of frame s at frame t [..., frames, frames], of later ones nothing."""
+    """Of log decays [..., frames, 1] what is left of frame s at frame t [..., frames, frames]; none of later ones."""
     length = op.Squeeze(op.Shape(log_decay, start=-2, end=-1), op.Constant(value_ints=[0]))
     frames = op.Range(op.Constant(value_int=0), length, op.Constant(value_int=1))
     column = op.Unsqueeze(frames, op.Constant(value_ints=[1]))

@@ -23,6 +23,7 @@ from .linear_attention import linear_attention
 from .linear_scan import linear_scan
 from .selective_scan import selective_scan
 from .sliding_attention import sliding_attention
+from .wkv import wkv
 
 __all__ = [
     "MAX_ATTENTION_EPSILON",
@@ -37,4 +38,5 @@ __all__ = [
     "linear_scan",
     "selective_scan",
     "sliding_attention",
+    "wkv",
 ]
