@@ -134,9 +134,8 @@ def test_frame_by_frame_is_the_whole(name: str, sizes: dict[str, int], seed: int
 @each_op_of_a_shared_memory
 def test_one_memory_serves_every_entry_of_a_batch(name: str) -> None:
     case, given = CASES[name], arguments(name)
-    (memory,) = case.memory
-    shared = given | {memory: given[memory][:1]}
-    each = given | {memory: given[memory][:1].expand_as(given[memory]).contiguous()}
+    shared = given | {memory: given[memory][:1] for memory in case.memory}
+    each = given | {memory: given[memory][:1].expand_as(given[memory]).contiguous() for memory in case.memory}
     for one, many in ((shared, each), (case.piece(shared, 0), case.piece(each, 0))):
         for found, expected in zip(case.define(one), case.define(many), strict=True):
             assert torch.equal(found, expected)

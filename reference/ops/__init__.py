@@ -18,9 +18,12 @@ from .cumulative_scan import cumulative_scan
 from .diagonal_scan import diagonal_scan
 from .fft_conv import fft_conv
 from .floored_layer_norm import floored_layer_norm
+from .gated_delta_rule import gated_delta_rule
+from .linear_attention import linear_attention
 from .linear_scan import linear_scan
 from .selective_scan import selective_scan
 from .sliding_attention import sliding_attention
+from .wkv import wkv
 
 __all__ = [
     "MAX_ATTENTION_EPSILON",
@@ -30,7 +33,10 @@ __all__ = [
     "diagonal_scan",
     "fft_conv",
     "floored_layer_norm",
+    "gated_delta_rule",
+    "linear_attention",
     "linear_scan",
     "selective_scan",
     "sliding_attention",
+    "wkv",
 ]
