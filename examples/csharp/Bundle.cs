@@ -13,7 +13,7 @@ namespace Edifice
     /// </summary>
     public sealed class Bundle
     {
-        public const int SchemaVersion = 5;
+        public const int SchemaVersion = 6;
 
         /// <summary>What browsers of files leave in folders that they show, and no part of a bundle.</summary>
         private static readonly string[] OfBrowsers = { "Thumbs.db", "desktop.ini", ".DS_Store" };

@@ -8,7 +8,7 @@ export const MANIFEST = 'manifest.json';
 /** The size of states that grow: the frames that a stream has seen, 0 before the first. */
 export const PAST = 'past';
 
-const SCHEMA_VERSION = 5;
+const SCHEMA_VERSION = 6;
 const GRAPHS = ['window', 'stream', 'prefill'];
 const MAX_SIZE = 2 ** 20; // of what graphs are made for: what edifice-export makes at most
 const SYMBOL = /^[A-Za-z_]\w*$/;

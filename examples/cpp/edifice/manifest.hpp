@@ -20,7 +20,7 @@
 
 namespace edifice {
 
-constexpr int kSchema = 5;                  // of the manifests that are read
+constexpr int kSchema = 6;                  // of the manifests that are read
 constexpr std::int64_t kMaxSize = 1 << 20;  // of what a graph is made for
 
 /// What a manifest says. What could not be is refused, and its paths stay in the bundle.
