@@ -83,6 +83,7 @@ class GraphEntry:
     Attributes:
         limits: of free sizes that can't be any number, by symbol: the least, and the most or None.
         test_sequence: of the stream graph, a longer test.
+        weights: the file beside the model that it keeps its weights in; None if it has them itself.
     """
 
     model: str
@@ -91,6 +92,7 @@ class GraphEntry:
     test_data: tuple[str, ...]
     limits: dict[str, tuple[int, int | None]] = dataclasses.field(default_factory=dict)
     test_sequence: SequenceEntry | None = None
+    weights: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,6 +17,7 @@ __all__ = [
     "Optimize",
     "Precision",
     "Providers",
+    "SingleFile",
     "Target",
     "Tolerance",
 ]
@@ -57,3 +58,6 @@ Optimize = Annotated[
 ]
 Opset = Annotated[int, typer.Option(help=f"ONNX operator set [{OPSETS.start} to {OPSETS.stop - 1}]")]
 Tolerance = Annotated[float, typer.Option(help="largest error allowed, absolute, or relative to an output above 1")]
+SingleFile = Annotated[
+    bool, typer.Option("--single-file", help="each graph a file with its weights inside, whatever their size")
+]
