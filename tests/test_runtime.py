@@ -331,7 +331,7 @@ def test_all_readers_refuse_the_same_runtimes() -> None:
     root = Path(__file__).parents[1]
     oldest = ".".join(map(str, OLDEST))
     for path, pattern in (
-        ("examples/cpp/edifice.hpp", r"kOldestRuntime = (\d+);"),
+        ("examples/cpp/edifice/runtime.hpp", r"kOldestRuntime = (\d+);"),
         ("examples/csharp/EdificeModel.cs", r"OldestRuntime = new Version\((\d+, \d+)\);"),
         ("examples/javascript/edifice.mjs", r"OLDEST_RUNTIME = '([\d.]+)';"),
         ("pyproject.toml", r'"onnxruntime>=(\d+\.\d+)'),

@@ -18,7 +18,7 @@ from ..writing.files import is_within
 __all__ = ["SAMPLES", "Scaffold", "scaffold"]
 
 SAMPLES = {
-    "cpp": ("cpp",),
+    "cpp": ("cpp", "cpp/edifice"),
     "csharp": ("csharp",),
     "node": ("node", "javascript"),
     "web": ("web", "javascript"),

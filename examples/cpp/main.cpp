@@ -3,8 +3,11 @@
 //   self_check [BUNDLE=../bundle] [--provider NAME=cpu] [--threads N=1] [--frames N=10000] [--json]
 //
 // Exit status: 0 all right; 1 a check failed; 2 the request was wrong.
+#include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <cstdio>
+#include <cstring>
 #include <functional>
 #include <iostream>
 #include <limits>
