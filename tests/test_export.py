@@ -268,29 +268,6 @@ def test_meta_propagation_refuses_edifices_weights(tmp_path: Path) -> None:
         ee.to_edifice(load_file(propagated.file("weights.safetensors")), "hymba")
 
 
-def test_large_models_keep_their_weights_beside_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edifice_export.bundle.bundle.EXTERNAL_DATA_THRESHOLD", 1000)
-    bundle = ee.build("hymba", output=tmp_path / "large", **{**TINY, "hidden_size": 32})
-    for graph in ("window", "stream", "prefill"):
-        model = f"{graph}/model.onnx"
-        assert bundle.manifest.files[f"{model}.data"].size > bundle.manifest.files[model].size
-    assert ee.verify(tmp_path / "large").passed
-    (tmp_path / "large/window/model.onnx.data").write_bytes(
-        b"\0" * bundle.manifest.files["window/model.onnx.data"].size
-    )
-    with pytest.raises(ee.CheckError, match=r"window/model.onnx.data was changed"):
-        ee.load(tmp_path / "large")
-
-
-@any_architecture
-def test_a_failure_with_external_data_is_diagnosed_too(
-    bundle: ee.Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("edifice_export.bundle.bundle.EXTERNAL_DATA_THRESHOLD", 1000)
-    large = ee.build(bundle.manifest.program.name, graph="window", output=tmp_path / "large", **TINY)
-    assert ee.verify(large, tolerance=1e-12).departure is not None
-
-
 @pytest.mark.parametrize("options", [{"opset": 17}, {"opset": 26}, {"seed": -1}, {"tolerance": 0}, {"numerics": "x"}])
 def test_requests_out_of_range_are_refused(options: dict[str, object], tmp_path: Path) -> None:
     with pytest.raises(ee.RequestError, match=next(iter(options))):

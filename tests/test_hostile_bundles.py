@@ -143,18 +143,19 @@ def test_a_file_that_is_not_listed_is_not_read_wherever_it_is_named(bot: Path, p
         [b"../secret.bin"],
         [b"/etc/passwd"],
         [b"..\\secret.bin"],
-        [b"./model.onnx.data"],
-        [b"x/../model.onnx.data"],
-        [b"model.onnx.data\0"],
-        [b"\xffmodel.onnx.data"],
+        [b"./all.weights"],
+        [b"x/../all.weights"],
+        [b"all.weights\0"],
+        [b"\xffall.weights"],
         [b"*/_ORT_MEM_ADDR_/*"],
-        [b"model.onnx.data", b"model.onnx.data"],
+        [b"all.weights", b"all.weights"],
         [b""],
         [],
     ],
 )
 def test_weights_are_read_from_the_one_file_beside_the_model(bot: Path, locations: list[bytes]) -> None:
-    (bot / "window/model.onnx.data").write_bytes(bytes(16))
+    forge(bot, "window/all.weights", bytes(16))
+    edit_manifest(bot, ("graphs", "window", "weights"), "window/all.weights")
     name = "?" * 16  # Python's protobuf writes no text that is not UTF-8
 
     def change(model: ModelProto) -> None:
@@ -164,7 +165,7 @@ def test_weights_are_read_from_the_one_file_beside_the_model(bot: Path, location
             tensor.external_data.add(key="location", value=name if b"\xff" in location else location.decode())
 
     change_model(bot, WINDOW, change)
-    forge(bot, WINDOW, (bot / WINDOW).read_bytes().replace(name.encode(), b"\xffmodel.onnx.data"))
+    forge(bot, WINDOW, (bot / WINDOW).read_bytes().replace(name.encode(), b"\xff" + b"?" * 15))
     for read in (ee.load, ee.verify):
         with pytest.raises(ee.CheckError, match=r"window/model.onnx.*(not a file of the bundle|is not UTF-8)"):
             read(bot)
@@ -172,8 +173,9 @@ def test_weights_are_read_from_the_one_file_beside_the_model(bot: Path, location
 
 def test_a_link_is_no_way_out(bot: Path) -> None:
     Path("secret.bin").write_bytes(bytes(16))
-    (bot / "window/model.onnx.data").symlink_to(Path("secret.bin").absolute())
-    change_model(bot, WINDOW, lambda model: add_external(model.graph.initializer.add(), "model.onnx.data"))
+    (bot / "window/all.weights").symlink_to(Path("secret.bin").absolute())
+    edit_manifest(bot, ("graphs", "window", "weights"), "window/all.weights")
+    change_model(bot, WINDOW, lambda model: add_external(model.graph.initializer.add(), "all.weights"))
     with pytest.raises(ee.CheckError, match="leaves the bundle through a link"):
         ee.load(bot)
 
@@ -297,7 +299,7 @@ COSTLY: dict[str, tuple[Callable[[Path], None], str, list[str]]] = {
             f"{name}' should have 21474836480 bytes, and for this model, on this machine, it can have",
             BOTH,
         )
-        for name in (WINDOW, f"{WINDOW}.data", WEIGHTS, f"{DATA}/input_0.pb", "stream/test_sequence/output_0.pb")
+        for name in (WINDOW, WEIGHTS, f"{DATA}/input_0.pb", "stream/test_sequence/output_0.pb")
     },
     "a large file of no use": (
         lambda bot: sparse_file(bot, "readme.txt", 20 * 2**30),

@@ -14,12 +14,14 @@ import numpy as np
 
 from ..bundle.bundle import Bundle, hash_files, save_model, write_tensor, write_test_data
 from ..bundle.manifest import MANIFEST, GraphEntry, Manifest, SequenceEntry
-from ..errors import CheckError
+from ..errors import CheckError, RequestError
 from ..specification import PAST, InputSpec, OutputSpec, Size
 from ..values import MAX_MAGNITUDE, first_beyond
 from ..verification.report import Report
-from ..verification.verify import Progress, Verification
+from ..verification.verify import PARTS, Progress, Verification
+from ..weights.formats.safetensors import write_safetensors
 from .settings import Settings
+from .weight_file import SHARED_FROM, WeightFile
 
 if TYPE_CHECKING:
     import onnx
@@ -51,7 +53,7 @@ def write_bundle(
     Raises:
         CheckError: the export froze a dimension, ONNX refuses it, or it does not agree with the reference.
     """
-    reference = program.reference_weights()
+    metadata = program.reference_metadata()
     manifest = Manifest(
         program=program.entry,
         precision=settings.precision,
@@ -67,44 +69,91 @@ def write_bundle(
         frames=program.frames,
         graphs={},
         states=program.states,
-        reference=WEIGHTS if reference is not None else None,
+        reference=WEIGHTS if metadata is not None else None,
         files={},
         parity={},
     )
-    if reference is not None:
-        (folder / WEIGHTS).write_bytes(reference)
     for state, value in program.initial_values().items():
         (spec,) = (spec for spec in program.states if spec.name == state)
         write_tensor(folder / str(spec.initial), state, value)
-    manifest = _write_graphs(folder, program, manifest, settings.tolerance, progress)
+    with Verification(["cpu"], settings.tolerance, manifest.param_count, program=program) as verification:
+        write = _write_apart if settings.single_file or 4 * manifest.param_count < SHARED_FROM else _write_together
+        manifest = write(folder, program, manifest, verification)
+        parity = _parity_of(verification.report(progress), manifest.program.name)
+    manifest = dataclasses.replace(manifest, parity=parity)
     (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
 
 
-def _write_graphs(
-    folder: Path, program: Program, manifest: Manifest, tolerance: float, progress: Progress | None
-) -> Manifest:
-    """Writes and verifies the graphs of a program; returns the manifest with them, all files and what was measured."""
-    generator = np.random.default_rng(manifest.seed)
-    with Verification(["cpu"], tolerance, manifest.param_count, program=program) as verification:
-        for name in program.graphs:
-            manifest = _write_graph(folder, program, manifest, name, generator)
-            manifest = dataclasses.replace(manifest, files=hash_files(folder, manifest.files))
-            if name == "window":
-                verification.add(Bundle(folder, manifest), ["window"])
-            elif name == program.graphs[-1]:  # a stream is verified with its prefill
-                verification.add(Bundle(folder, manifest), ["stream"])
-        parity = _parity_of(verification.report(progress), manifest.program.name)
-    return dataclasses.replace(manifest, parity=parity)
+def _write_apart(folder: Path, program: Program, manifest: Manifest, verification: Verification) -> Manifest:
+    """Writes graphs with their weights inside, and verifies each while the next is traced; returns the manifest."""
+    metadata, generator = program.reference_metadata(), np.random.default_rng(manifest.seed)
+    if metadata is not None:
+        write_safetensors(folder / WEIGHTS, program.parameters(), metadata)
+    for name in program.graphs:
+        entry, model = _make_graph(folder, program, manifest, name, generator)
+        manifest = _with(manifest, name, dataclasses.replace(entry, model=f"{name}/model.onnx"))
+        _check_inside(model)
+        _save(folder, manifest, name, model)
+        manifest = dataclasses.replace(manifest, files=hash_files(folder, manifest.files))
+        if name == "window" or name == program.graphs[-1]:  # a stream is verified with its prefill
+            verification.add(Bundle(folder, manifest), ["window" if name == "window" else "stream"])
+    return manifest
 
 
-def _write_graph(
+def _write_together(folder: Path, program: Program, manifest: Manifest, verification: Verification) -> Manifest:
+    """Writes graphs that share a file of weights, where each number is once, and verifies them; returns the manifest.
+
+    ONNX Runtime reads weights from the model's own folder alone, so all are in one.
+    """
+    metadata, generator = program.reference_metadata(), np.random.default_rng(manifest.seed)
+    weights = WeightFile(program.parameters(), whole=metadata is not None)
+    models = {}
+    for name in program.graphs:
+        entry, models[name] = _make_graph(folder, program, manifest, name, generator)
+        manifest = _with(manifest, name, dataclasses.replace(entry, model=f"{name}.onnx", weights=WEIGHTS))
+        weights.strip(models[name])
+    weights.write(folder / WEIGHTS, metadata or {})
+    for name, model in models.items():
+        weights.point(model, WEIGHTS)
+        _save(folder, manifest, name, model)
+    manifest = dataclasses.replace(manifest, files=hash_files(folder))
+    verification.add(Bundle(folder, manifest), [part for part in PARTS if part in manifest.graphs])
+    return manifest
+
+
+def _with(manifest: Manifest, name: str, entry: GraphEntry) -> Manifest:
+    return dataclasses.replace(manifest, graphs={**manifest.graphs, name: entry})
+
+
+def _check_inside(model: onnx.ModelProto) -> None:
+    """Refuses weights that no model can have inside."""
+    size = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
+    if size > _MAX_INSIDE:
+        raise RequestError(
+            f"--single-file: a graph has {size / 2**30:.1f} GiB of weights, and ONNX files end at 2; leave it out"
+        )
+
+
+_MAX_INSIDE = 2**31 - 2**24
+
+
+def _save(folder: Path, manifest: Manifest, name: str, model: onnx.ModelProto) -> None:
+    from .link import check
+
+    _describe(model, manifest, name)
+    path = folder / manifest.graphs[name].model
+    save_model(model, path)
+    check(path)
+
+
+def _make_graph(
     folder: Path, program: Program, manifest: Manifest, name: str, generator: np.random.Generator
-) -> Manifest:
-    """Writes a graph and its test data, and returns the manifest with it."""
+) -> tuple[GraphEntry, onnx.ModelProto]:
+    """Makes a graph and writes its test data; the entry doesn't say yet where the model is."""
     from ..graph.trace import outputs_of, trace
     from ..passes import optimize
     from .inline import inline
-    from .link import check, link
+    from .link import link
 
     inputs, outputs = program.inputs(name), program.outputs(name)
     traced = trace(program.module(name), inputs, outputs, manifest.opset, name, program.traced_sizes(name))
@@ -113,23 +162,17 @@ def _write_graph(
     gives = declared or tuple(_of_stream(spec) if name != "window" else spec for spec in outputs_of(traced))
     _check_states(program.entry.name, manifest.carried(name)[1], gives)
     test_data = _write_examples(folder, program, name, gives, generator)
-    entry = GraphEntry(f"{name}/model.onnx", inputs, gives, test_data, program.limits(name))
-    manifest = dataclasses.replace(manifest, graphs={**manifest.graphs, name: entry})
+    entry = GraphEntry("", inputs, gives, test_data, program.limits(name))
     if name == "stream":
-        entry = dataclasses.replace(entry, test_sequence=_write_long_example(folder, program, manifest, generator))
-        manifest = dataclasses.replace(manifest, graphs={**manifest.graphs, name: entry})
+        described = _with(manifest, name, entry)
+        entry = dataclasses.replace(entry, test_sequence=_write_long_example(folder, program, described, generator))
     if manifest.optimized:
         optimize(traced)
     # Pieces of a stream may be of any length, and come after as many frames.
     open_ended = () if name == "window" else (manifest.frames, str(PAST))
     sizes = {symbol: size for symbol, size in manifest.sizes.items() if symbol not in open_ended}
     linked = link(traced, sizes, manifest.target)
-    if manifest.inlined:
-        linked = inline(linked)
-    _describe(linked, manifest, name)
-    save_model(linked, folder / entry.model)
-    check(folder / entry.model)
-    return manifest
+    return entry, inline(linked) if manifest.inlined else linked
 
 
 def _check_sizes(module: str, inputs: Sequence[InputSpec], outputs: Sequence[OutputSpec]) -> None:

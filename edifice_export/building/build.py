@@ -49,6 +49,7 @@ def build(
     opset: int = DEFAULT_OPSET,
     seed: int = 0,
     tolerance: float = TOLERANCE,
+    single_file: bool = False,
     progress: Progress | None = None,
     **options: Any,
 ) -> Bundle:
@@ -69,6 +70,7 @@ def build(
         opset: version of the ONNX operator set.
         seed: for fresh weights and for the test data.
         tolerance: largest error allowed, see defaults.TOLERANCE.
+        single_file: whether each graph has its weights inside, whatever their size, see Settings.
         progress: called as verification goes on.
         **options: the architecture's options; those that a weights file tells need not be given.
 
@@ -81,7 +83,7 @@ def build(
             written then.
     """
     _check_architecture(architecture)
-    settings = Settings(target, optimize, inline, opset, seed, tolerance, precision)
+    settings = Settings(target, optimize, inline, opset, seed, tolerance, precision, single_file)
     text("graph", graph, BUILDS)
     if numerics is not None:
         text("numerics", numerics, NUMERICS)

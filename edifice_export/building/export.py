@@ -41,6 +41,7 @@ def export(
     opset: int = DEFAULT_OPSET,
     seed: int = 0,
     tolerance: float = TOLERANCE,
+    single_file: bool = False,
     progress: Progress | None = None,
 ) -> Bundle:
     """Exports a torch module to a verified bundle. What it is given is named as torch.onnx.export names it.
@@ -53,7 +54,8 @@ def export(
         args: example inputs in forward's order, tensors.
         dynamic_shapes, input_names, output_names, values: see Source.
         output: the folder to write; exported/<the module's class> if None. A whole bundle there is replaced.
-        target, precision, optimize, inline, opset, seed, tolerance: see building.settings.Settings, and build.
+        target, precision, optimize, inline, opset, seed, tolerance, single_file: see building.settings.Settings, and
+            build.
         progress: called as verification goes on.
 
     Returns:
@@ -67,7 +69,7 @@ def export(
     require_torch()
     from ..programs.source import Source
 
-    settings = Settings(target, optimize, inline, opset, seed, tolerance, precision)
+    settings = Settings(target, optimize, inline, opset, seed, tolerance, precision, single_file)
     if output is not None:
         output = path_of("output", output)
     progress = callback("progress", progress)

@@ -23,6 +23,8 @@ class Settings:
         seed: of the test data, and of fresh weights.
         tolerance: largest error allowed, see defaults.TOLERANCE.
         precision: the type that the graphs compute in, one of defaults.PRECISIONS.
+        single_file: whether each graph is a file with its weights inside, whatever their size; if not, the graphs of a
+            bundle with 1 MiB of weights or more share a file of them.
 
     Raises:
         RequestError: one of them can't be.
@@ -35,12 +37,14 @@ class Settings:
     seed: int = 0
     tolerance: float = TOLERANCE
     precision: str = PRECISIONS[0]
+    single_file: bool = False
 
     def __post_init__(self) -> None:
         text("target", self.target, TARGETS)
         text("precision", self.precision, PRECISIONS)
         object.__setattr__(self, "optimize", flag("optimize", self.optimize))
         object.__setattr__(self, "inline", flag("inline", self.inline))
+        object.__setattr__(self, "single_file", flag("single_file", self.single_file))
         object.__setattr__(self, "opset", whole_number("opset", self.opset, OPSETS[0], OPSETS[-1]))
         object.__setattr__(self, "seed", whole_number("seed", self.seed, 0, 2**63 - 1))
         object.__setattr__(self, "tolerance", positive("tolerance", self.tolerance))

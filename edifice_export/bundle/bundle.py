@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, BinaryIO
 from ..arguments import check_name, path_of
 from ..errors import CheckError, RequestError, brief
 from ..specification import PAST, TensorSpec
-from ..writing.files import new_file_mode
 from .manifest import MANIFEST, FileEntry, Manifest
 from .manifest_reader import read_manifest
 
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
     import onnx
 
 __all__ = [
-    "EXTERNAL_DATA_THRESHOLD",
     "Bundle",
     "check_file",
     "hash_file",
@@ -35,9 +33,6 @@ __all__ = [
     "write_tensor",
     "write_test_data",
 ]
-
-EXTERNAL_DATA_THRESHOLD = 2**31 - 2**20
-"""Bytes above which a model's weights go to a file of their own: protobuf ends at 2 GiB."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,27 +147,9 @@ def open_bundle(path: str | Path, whole: bool = True) -> Bundle:
 
 
 def save_model(model: onnx.ModelProto, path: Path) -> None:
-    """Writes a model; above EXTERNAL_DATA_THRESHOLD with its weights in `<name>.data` beside it.
-
-    The bytes depend on the model alone.
-    """
-    import onnx
-
+    """Writes a model; the bytes depend on the model alone."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    weights = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
-    if weights > EXTERNAL_DATA_THRESHOLD:
-        onnx.save(
-            model,
-            path,
-            save_as_external_data=True,
-            all_tensors_to_one_file=True,
-            location=f"{path.name}.data",
-            size_threshold=1024,
-        )
-        # onnx leaves it to its owner alone, and a web server may be another.
-        path.with_name(f"{path.name}.data").chmod(new_file_mode(0o666))
-    else:
-        path.write_bytes(model.SerializeToString(deterministic=True))
+    path.write_bytes(model.SerializeToString(deterministic=True))
 
 
 def write_test_data(folder: Path, inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]) -> None:

@@ -27,7 +27,7 @@ and 2.5 windows long."""
 
 
 def file_limits(manifest: Manifest) -> dict[str, int]:
-    """The most bytes of each file that a bundle needs, and of those that its models may keep weights in."""
+    """The most bytes of each file that a bundle needs."""
     memory = physical_memory() or _MAX_MODEL
     limits = {}
     if manifest.reference is not None:
@@ -42,7 +42,9 @@ def file_limits(manifest: Manifest) -> dict[str, int]:
     made = math.prod(_count(manifest, name) for name in options)
     for graph in manifest.graphs.values():
         weights = min(4 * _COPIES * (manifest.param_count + made) + _HEADERS, memory)
-        limits |= {graph.model: min(weights, _MAX_MODEL), f"{graph.model}.data": weights}
+        limits[graph.model] = min(weights, _MAX_MODEL)
+        if graph.weights is not None:  # it may be the reference's too
+            limits[graph.weights] = weights
         tested = [(folder, graph.inputs, graph.outputs) for folder in graph.test_data]
         if graph.test_sequence is not None:
             tested.append((graph.test_sequence.folder, graph.test_sequence.inputs, graph.test_sequence.outputs))

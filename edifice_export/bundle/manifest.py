@@ -29,7 +29,8 @@ __all__ = [
 MANIFEST = "manifest.json"
 SCHEMA_VERSION = 6
 """1 had no states; 2 did not say whether passes were applied, and had one body for each op; 3 had many of one name; 4
-had architectures alone, of one input and one output; 5 did not say whether functions were inlined, and had no file of weights for all graphs and no states that grow."""
+had architectures alone, of one input and one output; 5 had no file of weights for all graphs, no states that grow and
+no inlined functions."""
 GRAPHS = ("window", "stream", "prefill")
 """A whole window, or whatever else a module takes at once; one frame from a state to the next; a piece of any length
 from a state to the next."""
@@ -88,6 +89,7 @@ class GraphEntry:
     Attributes:
         limits: of free sizes that can't be any number, by symbol: the least, and the most or None.
         test_sequence: of the stream graph, a longer test.
+        weights: the file beside the model that it keeps its weights in; None if it has them itself.
     """
 
     model: str
@@ -96,6 +98,7 @@ class GraphEntry:
     test_data: tuple[str, ...]
     limits: dict[str, tuple[int, int | None]] = dataclasses.field(default_factory=dict)
     test_sequence: SequenceEntry | None = None
+    weights: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)

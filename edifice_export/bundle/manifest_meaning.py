@@ -68,9 +68,8 @@ def _check_architecture(manifest: Manifest, error: Error) -> None:
 def _check_files(manifest: Manifest, error: Error) -> None:
     """Refuses a file that is needed and not listed, and files that are larger than they can be."""
     limits = file_limits(manifest)
-    optional = {f"{graph.model}.data" for graph in manifest.graphs.values()}
     for path in limits:
-        if path not in manifest.files and path not in optional:
+        if path not in manifest.files:
             raise error(f"{path!r} is used and not listed under files")
     for path in limits.keys() & manifest.files.keys():
         if manifest.files[path].size > limits[path]:

@@ -232,7 +232,17 @@ def _parse_graph(reader: _Reader) -> GraphEntry:
         test_data=tuple(reader.inside(path) for path in reader.take("test_data", list)),
         limits=_parse_limits(reader),
         test_sequence=_parse_test_sequence(reader),
+        weights=_parse_weights(reader),
     )
+
+
+def _parse_weights(reader: _Reader) -> str | None:
+    if reader.content.get("weights") is None:
+        return None
+    model, weights = (reader.inside(reader.take(name, str)) for name in ("model", "weights"))
+    if PurePosixPath(weights).parent != PurePosixPath(model).parent or weights == model:
+        raise reader.error(f"the weights {weights!r:.80} of {reader.place} are not a file beside {model!r:.80}")
+    return weights
 
 
 def _parse_test_sequence(reader: _Reader) -> SequenceEntry | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
@@ -36,17 +37,19 @@ def check_model(folder: Path, name: str, content: memoryview, manifest: Manifest
         manifest: of the bundle.
 
     Returns:
-        The files of the bundle that it keeps weights in.
+        The files of the bundle that it keeps weights in: one or none.
 
     Raises:
-        CheckError: it is no model, reads another file than those of the manifest, has nodes that are neither ONNX's nor
-            calls of its own functions, grows out of bounds when those are inlined, takes or gives other tensors than
-            the manifest says, or says something else of itself.
+        CheckError: it is no model, reads another file than that of the manifest or beyond its end, has nodes that are
+            neither ONNX's nor calls of its own functions, grows out of bounds when those are inlined, takes or gives
+            other tensors than the manifest says, or says something else of itself.
     """
+    files = {entry.weights for entry in manifest.graphs.values() if entry.model == name}
     try:
         model = read_outline(content)
         _check_nodes(model)
-        read = _files(model, name, manifest)
+        for weights in files:
+            _check_places(model, weights, manifest)
     except CheckError as error:
         raise CheckError(f"bundle {folder}: {name}: {error}; don't use this bundle") from error
     except (DecodeError, ValueError) as error:
@@ -55,7 +58,7 @@ def check_model(folder: Path, name: str, content: memoryview, manifest: Manifest
         if entry.model == name:
             _check_signature(folder, graph, entry, model)
             _check_essentials(folder, name, manifest.essentials(graph), model)
-    return read
+    return {weights for weights in files if weights is not None}
 
 
 def _check_nodes(model: onnx.ModelProto) -> None:
@@ -65,18 +68,28 @@ def _check_nodes(model: onnx.ModelProto) -> None:
             raise CheckError(f"it has nodes {qualified(domain, op_type)}, which are not ONNX's and have no body in it")
 
 
-def _files(model: onnx.ModelProto, name: str, manifest: Manifest) -> set[str]:
-    """The file that a model's tensors are in, however they are nested. To ONNX Runtime, some names are no files."""
-    beside, read = f"{name}.data", set()
+def _check_places(model: onnx.ModelProto, weights: str | None, manifest: Manifest) -> None:
+    """Refuses tensors, however they are nested, that are not in the model or within the file of its weights.
+
+    Places may overlap. To ONNX Runtime, some names are no files.
+    """
     for tensor in list(find(model, onnx.TensorProto)):
         if tensor.data_location == onnx.TensorProto.DEFAULT and not tensor.external_data:
             continue
         locations = [entry.value for entry in tensor.external_data if entry.key == "location"]
-        if locations != [PurePosixPath(beside).name] or beside not in manifest.files:
+        if weights is None or locations != [PurePosixPath(weights).name]:
             found = ", ".join(map(repr, locations)) or "a file without a name"
-            raise CheckError(f"it reads {found:.80}, not a file of the bundle: that would be {beside}, listed as one")
-        read.add(beside)
-    return read
+            where = weights or "the model itself"
+            raise CheckError(f"it reads {found:.80}, not a file of the bundle: its weights should be in {where}")
+        said = {entry.key: entry.value for entry in tensor.external_data}
+        start, length = (said.get(key, "0") for key in ("offset", "length"))
+        size, digits = manifest.files[weights].size, _DIGITS.fullmatch
+        once = len(said) == len(tensor.external_data)
+        if not (once and digits(start) and digits(length) and int(start) + int(length) <= size):
+            raise CheckError(f"it reads {length:.30} bytes from {start:.30} on of {weights}, which has {size}")
+
+
+_DIGITS = re.compile(r"[0-9]{1,18}", re.ASCII)
 
 
 def _check_signature(folder: Path, graph: str, entry: GraphEntry, model: onnx.ModelProto) -> None:

@@ -18,7 +18,7 @@ from edifice_reference.models.registry import ARCHITECTURES, Architecture, get_a
 from ..defaults import DEFAULT_OPSET, PRECISIONS, TOLERANCE
 from ..errors import RequestError
 from .console import print_json, progress_bar, say
-from .options import Inline, Opset, Optimize, Precision, Target, Tolerance
+from .options import Inline, Opset, Optimize, Precision, SingleFile, Target, Tolerance
 
 __all__ = ["BuildGroup"]
 
@@ -114,6 +114,7 @@ def _build(
     opset: Opset = DEFAULT_OPSET,
     seed: Annotated[int, typer.Option(help="of fresh weights and of the test data")] = 0,
     tolerance: Tolerance = TOLERANCE,
+    single_file: SingleFile = False,
     output: Annotated[Path | None, typer.Option(help="folder to write [default: exported/ARCHITECTURE]")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print the manifest as JSON")] = False,
 ) -> None:
@@ -136,6 +137,7 @@ def _build(
             opset=opset,
             seed=seed,
             tolerance=tolerance,
+            single_file=single_file,
             progress=progress,
             **options,
         )

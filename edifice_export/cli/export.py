@@ -9,7 +9,7 @@ import typer
 
 from ..defaults import DEFAULT_OPSET, PRECISIONS, TOLERANCE
 from .console import print_json, progress_bar, say
-from .options import Inline, Json, Opset, Optimize, Precision, Target, Tolerance
+from .options import Inline, Json, Opset, Optimize, Precision, SingleFile, Target, Tolerance
 
 __all__ = ["export"]
 
@@ -29,6 +29,7 @@ def export(
     opset: Opset = DEFAULT_OPSET,
     seed: Annotated[int, typer.Option(help="of the test data")] = 0,
     tolerance: Tolerance = TOLERANCE,
+    single_file: SingleFile = False,
     output: Annotated[
         Path | None, typer.Option(help="folder to write [default: exported/ and the name of the module's class]")
     ] = None,
@@ -42,7 +43,7 @@ def export(
     from ..programs.source import load_source
     from ..verification.report import describe_amplified, describe_stream
 
-    settings = Settings(target, optimize, inline, opset, seed, tolerance, precision)
+    settings = Settings(target, optimize, inline, opset, seed, tolerance, precision, single_file)
     require_torch()
     with progress_bar("verifying") as progress:
         bundle = export_source(load_source(source), output, settings, progress)

@@ -18,6 +18,7 @@ __all__ = [
     "Optimize",
     "Precision",
     "Providers",
+    "SingleFile",
     "Target",
     "Tolerance",
 ]
@@ -61,3 +62,6 @@ Inline = Annotated[
 ]
 Opset = Annotated[int, typer.Option(help=f"ONNX operator set [{OPSETS.start} to {OPSETS.stop - 1}]")]
 Tolerance = Annotated[float, typer.Option(help="largest error allowed, absolute, or relative to an output above 1")]
+SingleFile = Annotated[
+    bool, typer.Option("--single-file", help="each graph a file with its weights inside, whatever their size")
+]

@@ -94,7 +94,8 @@ class Walk:
             else:
                 for attribute in alone.node[0].attribute:
                     self.graph(attribute.g, scope, depends, times)  # an empty graph, if it is another attribute
-            self.count(node, scope, times)
+            if depends or node.op_type != "Transpose":  # of a constant, it is made once, when a runtime loads the graph
+                self.count(node, scope, times)
         return scope
 
     def scan(self, node: onnx.NodeProto, scope: ChainMap[str, TensorProto], live: bool, times: int) -> None:

@@ -16,7 +16,7 @@ from edifice_reference.models.contract import ReferenceModel
 from ..bundle.manifest import ARCHITECTURE, ProgramEntry
 from ..specification import BATCH, SEQUENCE, InputSpec, OutputSpec, StateSpec
 from ..values import Arrays
-from ..weights import encode_safetensors, own_metadata
+from ..weights import own_metadata
 from .graphs import entry, signature, state_specs, values_in_files
 
 __all__ = ["ArchitectureProgram"]
@@ -105,10 +105,13 @@ class ArchitectureProgram:
             outputs = self._exact.forward_stream(torch.from_numpy(frames).double()).float().numpy()
         return {"frame": frames}, {"output": outputs}
 
-    def reference_weights(self) -> bytes:
+    def parameters(self) -> Arrays:
         """See Program."""
-        metadata = own_metadata(self.entry.name, self.entry.options, str(self.entry.numerics))
-        return encode_safetensors(dict(self.model.named_parameters()), metadata)
+        return {name: value.detach().numpy() for name, value in sorted(self.model.named_parameters())}
+
+    def reference_metadata(self) -> dict[str, str]:
+        """See Program."""
+        return own_metadata(self.entry.name, self.entry.options, str(self.entry.numerics))
 
     def _pieces(self, name: str, pieces: list[np.ndarray]) -> Iterator[tuple[Arrays, Arrays]]:
         """Data sets of a graph with states, each from the state after the one before, as it was written."""

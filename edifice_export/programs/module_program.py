@@ -196,7 +196,12 @@ class ModuleProgram:
         present = {f"present.{name}": value for name, value in after.items()} if state is not None else {}
         return {**outputs, **present}
 
-    def reference_weights(self) -> None:
+    def parameters(self) -> Arrays:
+        """See Program."""
+        held = {**dict(self.private.named_parameters()), **dict(self.private.named_buffers())}
+        return {name: value.detach().numpy() for name, value in held.items()}
+
+    def reference_metadata(self) -> None:
         """See Program."""
         return
 

@@ -68,5 +68,10 @@ class Program(Protocol):
     def long_example(self, generator: np.random.Generator) -> tuple[Arrays, Arrays] | None:
         """A longer test of the stream from its start: frames [batch, frames, ...] and the outputs at each, if any."""
 
-    def reference_weights(self) -> bytes | None:
-        """A safetensors file that the reference is made of again; None of somebody's module, which no file makes."""
+    def parameters(self) -> Arrays:
+        """What the module holds, parameters and buffers, each once; no copies. Graphs hold these or what follows."""
+
+    def reference_metadata(self) -> dict[str, str] | None:
+        """What a file of the parameters says beside them, from which the reference is made again; None of somebody's
+        module, which no file makes.
+        """

@@ -14,7 +14,7 @@ import onnx
 import torch
 from torch.export.graph_signature import InputKind
 
-from ..bundle.bundle import Bundle, save_model
+from ..bundle.bundle import Bundle
 from ..errors import CheckError, brief
 from ..graph.capture import export_program
 from ..graph.names import scoped_names
@@ -71,7 +71,7 @@ def first_departure(
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in declared)
     with tempfile.TemporaryDirectory() as folder:
         probed = Path(folder) / "model.onnx"
-        save_model(model, probed)
+        onnx.save_model(model, probed, save_as_external_data=True, location="weights")  # of any size
         try:
             found = open_session(probed, [provider]).run(names, feeds)
         except ORT_ERRORS as failure:

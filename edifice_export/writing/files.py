@@ -11,7 +11,7 @@ from pathlib import Path
 from ..errors import RequestError
 from .claim import NEW, claim
 
-__all__ = ["check_output", "is_within", "new_file_mode", "replacing", "same_file"]
+__all__ = ["check_output", "is_within", "replacing", "same_file"]
 
 
 @contextlib.contextmanager
@@ -67,10 +67,3 @@ def is_within(path: Path, folder: Path) -> bool:
     """Whether a path, of something that need not exist, is a folder or below it, by whatever names."""
     place = Path(os.path.realpath(path))
     return any(same_file(each, folder) for each in (place, *place.parents))
-
-
-def new_file_mode(rights: int) -> int:
-    """Rights that a new file or folder gets of those that it asks for."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return rights & ~mask

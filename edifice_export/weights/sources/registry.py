@@ -12,7 +12,10 @@ from edifice_reference.models.registry import Architecture
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["SOURCES", "Named", "Source", "register"]
+__all__ = ["OF_GRAPHS", "SOURCES", "Named", "Source", "register"]
+
+OF_GRAPHS = "graph/"
+"""What the names of tensors begin with that the graphs of a bundle have beside the parameters: nobody's weights."""
 
 
 @dataclasses.dataclass(frozen=True)
