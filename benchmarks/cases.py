@@ -58,6 +58,22 @@ def diagonal_scan(length: int, reads: int | None = None) -> Arguments:
     }
 
 
+def linear_attention(length: int, decays: int = 1) -> Arguments:
+    """Four heads, keys and values 64 wide, as small RetNets and GLAs have."""
+    frames = {name: draw(1, length, 4, 64, seed=seed) for seed, name in enumerate(("query", "key", "value"))}
+    return {**frames, "log_decay": -torch.exp(draw(1, length, 4, decays, seed=3) - 3)}
+
+
+def mamba2(length: int) -> Arguments:
+    """Of Mamba-2 with 130 million parameters: one group, so that all heads share queries and keys."""
+    return {
+        "query": draw(1, length, 1, 128, seed=0),
+        "key": draw(1, length, 1, 128, seed=1),
+        "value": draw(1, length, 24, 64, seed=2),
+        "log_decay": -torch.exp(draw(1, length, 24, 1, seed=3) - 3),
+    }
+
+
 def transformed(given: Arguments) -> Calls:
     """A convolution by torch.fft, the kernel's spectrum made beforehand: along time as the frames lie, and with each
     channel's frames put beside each other before and taken apart after.
@@ -161,6 +177,16 @@ CASES = (
         (*SHORT, 2048),
         ["a"],
         (16, 512),
+    ),
+    Case("linear_attention", "linear_attention", linear_attention, SHORT, (), (4, 64, 64)),
+    Case("linear_attention, of Mamba-2", "linear_attention", mamba2, SHORT, (), (24, 128, 64)),
+    Case(
+        "linear_attention, a decay for each channel of a key",
+        "linear_attention",
+        lambda length: linear_attention(length, 64),
+        SHORT,
+        (),
+        (4, 64, 64),
     ),
     Case(
         "linear_scan",

@@ -100,7 +100,7 @@ RINGS = ("past_key", "past_value")
 
 
 def _is_frame(case: Case, given: Arguments) -> bool:
-    return bool(case.op.states) and given[case.op.inputs[0]].ndim == 2
+    return case.op.is_frame(given[case.op.inputs[0]].ndim)
 
 
 def _shape(case: Case, name: str, value: Tensor, is_frame: bool) -> tuple[int | str, ...]:

@@ -263,7 +263,7 @@ def test_a_choice_knows_what_sizes_are_made_for(
     (call,) = seen
     assert call.shapes[0] == ("batch", size, 4)
     assert call.expected[0] == (1, expected, 4)
-    assert (call.target, call.scans, call.is_frame) == ("web", False, False)
+    assert (call.target, call.scans) == ("web", False)
 
 
 @pytest.mark.parametrize("name", LOWERINGS)

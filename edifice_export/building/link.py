@@ -115,7 +115,7 @@ def _ops(model: ir.Model) -> Iterator[tuple[ir.Node, Op]]:
 def _choose(node: ir.Node, op: Op, call: Call) -> Choice:
     choice = op.choose(call)
     if choice is None:
-        form = "one frame with " if op.declared.states and call.is_frame else ""
+        form = "one frame with " if op.of_frame(call) else ""
         raise CheckError(f"{node.name}: {node.domain}::{node.op_type} has no body for {form}{len(node.inputs)} inputs")
     return choice
 

@@ -38,12 +38,6 @@ class Call:
     target: str = "portable"
 
     @property
-    def is_frame(self) -> bool:
-        """Whether it computes one frame in place of a sequence."""
-        shape = self.shapes[0]
-        return shape is not None and len(shape) == 2
-
-    @property
     def scans(self) -> bool:
         """Whether the target is good at Scan."""
         return TARGETS[self.target]
@@ -113,10 +107,16 @@ class Op:
         """What its nodes are called, such as SelectiveScan."""
         return "".join(part.capitalize() for part in self.declared.name.split("_"))
 
+    def of_frame(self, call: Call) -> bool:
+        """Whether a node computes one frame in place of a sequence."""
+        shape = call.shapes[0]
+        return shape is not None and self.declared.is_frame(len(shape))
+
     def fitting(self, call: Call) -> list[Lowering]:
         """The lowerings that compute a node: with its inputs, or else with states of zeros besides."""
         given, every = len(call.shapes), len(self.declared.inputs)
-        right = [each for each in self.lowerings if not self.declared.states or each.is_frame == call.is_frame]
+        is_frame = self.of_frame(call)
+        right = [each for each in self.lowerings if not self.declared.states or each.is_frame == is_frame]
         numbers = dict.fromkeys([given, every] if given >= self.declared.fresh else [given])
         named: dict[str, Lowering] = {}
         for each in (each for inputs in numbers for each in right if each.inputs == inputs and each.takes(call)):

@@ -38,8 +38,8 @@ def op(
         bodies: onnxscript functions of the op's inputs, those among them that may be left out or not; as a Lowering
             what is for single frames, or not for every call. A body is called `plain` if it is not a Lowering.
         prefer: of the lowerings that fit a call, the name of the one to take, and why. The first if not given.
-        facts: what the op is, see edifice_reference.ops.op.Facts: shapes, streamed, states, read_out,
-            reads_one_or_all, sees, ends_with_state, integers, cases.
+        facts: what the op is, see edifice_reference.ops.op.Facts: shapes, streamed, states, axes,
+            read_out, reads_one_or_all, sees, ends_with_state, integers, cases.
 
     Raises:
         RequestError: the name is taken, there are no bodies, or one of them or what is declared doesn't fit.
@@ -75,6 +75,7 @@ def _check_facts(facts: Facts) -> None:
         callback("each of cases", case)
     for what in ("reads_one_or_all", "ends_with_state"):
         flag(what, facts.get(what, False))
+    whole_number("axes", facts.get("axes", 3), 2)
     if "read_out" in facts:
         text("read_out", facts["read_out"])
     match facts.get("sees", 1):

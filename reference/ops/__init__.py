@@ -18,6 +18,7 @@ from .cumulative_scan import cumulative_scan
 from .diagonal_scan import diagonal_scan
 from .fft_conv import fft_conv
 from .floored_layer_norm import floored_layer_norm
+from .linear_attention import linear_attention
 from .linear_scan import linear_scan
 from .selective_scan import selective_scan
 from .sliding_attention import sliding_attention
@@ -30,6 +31,7 @@ __all__ = [
     "diagonal_scan",
     "fft_conv",
     "floored_layer_norm",
+    "linear_attention",
     "linear_scan",
     "selective_scan",
     "sliding_attention",

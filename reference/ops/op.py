@@ -42,8 +42,10 @@ class Facts(TypedDict, total=False):
     """Inputs with a sequence axis, the second. y has as many frames as the first of them."""
     states: Sequence[str]
     """Inputs that stand for what came before, in the order of the outputs for what comes after. Those that may be None
-    are then zeros. An op with states takes one frame in place of a sequence, too: its first input then has two axes
-    instead of three, and what is streamed and y are without the sequence axis."""
+    are then zeros. An op with states takes one frame in place of a sequence, too: its first input then has one axis
+    less, and what is streamed and y are without the sequence axis."""
+    axes: int
+    """Of its first input, if that is a sequence: three, if not given."""
     read_out: str
     """A streamed input that may have fewer frames than the others: they are the last ones, and so are those of y."""
     reads_one_or_all: bool
@@ -84,6 +86,7 @@ class DeclaredOp(Generic[P, R]):
     shapes: Callable[..., Sequence[Sequence[Any]]] | None
     streamed: tuple[str, ...]
     states: tuple[str, ...]
+    axes: int
     read_out: str | None
     reads_one_or_all: bool
     sees: int | tuple[str, int] | None
@@ -123,6 +126,10 @@ class DeclaredOp(Generic[P, R]):
     def registered(self) -> torch._ops.OpOverload:
         """What stands for it in torch's graphs: of the last one that was registered by this name."""
         return cast(torch._ops.OpOverload, getattr(getattr(torch.ops, self.namespace), self.name).default)
+
+    def is_frame(self, axes: int) -> bool:
+        """Whether a first input of so many axes is one frame in place of a sequence."""
+        return bool(self.states) and axes == self.axes - 1
 
     @property
     def outputs(self) -> int:
@@ -194,6 +201,7 @@ def declared(name: str, definition: Callable[P, R], facts: Facts) -> DeclaredOp[
     optional = frozenset(argument.name for argument in tensors if str(argument.type) == "Optional[Tensor]")
     states, streamed = tuple(facts.get("states", ())), tuple(facts.get("streamed", ()))
     integers, read_out, sees = frozenset(facts.get("integers", ())), facts.get("read_out"), facts.get("sees")
+    axes = facts.get("axes", 3)
 
     unknown = facts.keys() - Facts.__annotations__.keys()
     demand(not unknown, f"{', '.join(sorted(unknown))}: no such thing is declared of an op")
@@ -218,7 +226,7 @@ def declared(name: str, definition: Callable[P, R], facts: Facts) -> DeclaredOp[
     return DeclaredOp(
         namespace=matched[1],
         name=matched[2],
-        definition=_completed(definition, streamed, bool(states)),
+        definition=_completed(definition, streamed, axes - 1 if states else None),
         inputs=inputs,
         optional=optional,
         attributes={argument.name: str(argument.type) for argument in schema.arguments if argument not in tensors},
@@ -226,6 +234,7 @@ def declared(name: str, definition: Callable[P, R], facts: Facts) -> DeclaredOp[
         shapes=facts.get("shapes"),
         streamed=streamed,
         states=states,
+        axes=axes,
         read_out=read_out,
         reads_one_or_all=facts.get("reads_one_or_all", False),
         sees=sees,
@@ -235,14 +244,16 @@ def declared(name: str, definition: Callable[P, R], facts: Facts) -> DeclaredOp[
     )
 
 
-def _completed(definition: Callable[P, R], streamed: Sequence[str], takes_frames: bool) -> Callable[P, R]:
-    """The definition, with outputs that lie in memory as torch is told, and for one frame as a sequence of one."""
+def _completed(definition: Callable[P, R], streamed: Sequence[str], of_frames: int | None) -> Callable[P, R]:
+    """The definition, with outputs that lie in memory as torch is told, and for one frame, whose first input has so
+    many axes, as a sequence of one.
+    """
     signature = inspect.signature(definition)
 
     @functools.wraps(definition)
     def define(*args: P.args, **kwargs: P.kwargs) -> R:
         given = signature.bind(*args, **kwargs).arguments
-        is_frame = takes_frames and next(iter(given.values())).ndim == 2
+        is_frame = next(iter(given.values())).ndim == of_frames
         if is_frame:
             given |= {name: given[name].unsqueeze(1) for name in streamed if given.get(name) is not None}
         found = cast(Any, definition)(**given)

@@ -1,0 +1,160 @@
+"""Ops that other people's models are made of: against their formulas, at lengths of thousands, and inside of modules."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from lowered import lower, sequence_graph
+from module_cases import FREE, largest_error
+from op_cases import CASES, SIZES, Arguments, arguments
+from test_lowerings import assert_agree, exact_at_length, long
+from torch import Tensor, nn
+from torch.nn import functional
+
+import edifice_export as ee
+from edifice_reference import ops
+
+
+def as_numpy(given: Arguments) -> dict[str, np.ndarray]:
+    return {name: value.numpy() for name, value in given.items() if isinstance(value, Tensor)}
+
+
+def test_linear_attention_is_masked_attention_without_a_softmax() -> None:
+    """By the weights between all frames, with a decay for each channel of a key."""
+    given = arguments("linear_attention_keys")
+    y, state = ops.linear_attention(**given)
+    q, k, v, g, s0 = as_numpy(given).values()
+    since = np.cumsum(g, axis=1)
+    wanted = np.einsum("bthk,bhkv->bthv", q * np.exp(since), s0)
+    for t in range(SIZES["sequence"]):
+        for s in range(t + 1):
+            weight = np.einsum("bhk,bhk->bh", q[:, t], k[:, s] * np.exp(since[:, t] - since[:, s]))
+            wanted[:, t] += weight[..., None] * v[:, s]
+    np.testing.assert_allclose(y, wanted, atol=1e-12)
+    aged = k * np.exp(since[:, -1:] - since)
+    left = np.exp(since[:, -1])[..., None] * s0 + np.einsum("bthk,bthv->bhkv", aged, v)
+    np.testing.assert_allclose(state, left, atol=1e-12)
+
+
+def test_linear_attention_is_mamba_2s_recurrence() -> None:
+    """Heads that share b and c are a selective scan whose channels have rates of their own, the same in every state."""
+    x, delta, a, b, c, initial = arguments("selective_scan").values()
+    a = a[:, :1].contiguous()
+    wanted, left = ops.selective_scan(x, delta, a.expand(-1, SIZES["state"]).contiguous(), b, c, initial)
+    log_decay = (delta * a[:, 0])[..., None]
+    heads = initial.transpose(1, 2)[..., None].contiguous()
+    y, state = ops.linear_attention(c[:, :, None], b[:, :, None], x[..., None], log_decay, heads)
+    torch.testing.assert_close(y[..., 0], wanted, rtol=0, atol=1e-12)
+    torch.testing.assert_close(state[..., 0], left.transpose(1, 2), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("lowering", ["chunked", "scan"])
+def test_queries_and_keys_that_heads_share(lowering: str) -> None:
+    case = CASES["linear_attention_shared"]
+    graph = lower(case, case.arguments(SIZES), lowering=lowering)
+    for batch, length in ((1, 1), (3, 64), (2, 130)):
+        values = case.entering_arguments(SIZES | {"batch": batch, "sequence": length}, length)
+        assert_agree(graph(values), case.define(values))
+
+
+def decays_of(name: str, rate: float) -> Tensor:
+    """The same in every frame."""
+    return torch.full_like(arguments(name, batch=1, sequence=4096)["log_decay"], -rate)
+
+
+MATRIX_STATES = ["linear_attention", "linear_attention_keys"]
+
+
+@pytest.mark.parametrize("rate", [1e-5, 0.0113, 20.0])
+@pytest.mark.parametrize("name", MATRIX_STATES)
+def test_matrix_states_are_exact_at_length_4096(name: str, rate: float) -> None:
+    exact_at_length(name, long(name, log_decay=decays_of(name, rate)))
+
+
+@pytest.mark.parametrize("rate", [0.0, 30.0, float("inf")])
+@pytest.mark.parametrize(
+    ("name", "lowering"),
+    [("linear_attention", "chunked"), ("linear_attention", "scan"), ("linear_attention_keys", "chunked_by_key")],
+)
+def test_nothing_is_left_of_a_past_that_has_decayed_and_all_of_one_that_has_not(
+    name: str, lowering: str, rate: float
+) -> None:
+    """Decays of exactly 0 and 1 among them; each frame is right for itself, however much larger those before it were."""
+    given = arguments(name, sequence=200)
+    loud = torch.exp(3 * torch.randn(2, 200, 1, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0)))
+    given |= {"value": given["value"] * loud, "log_decay": torch.full_like(given["log_decay"], -rate)}
+    given = {key: value.float().double() for key, value in given.items()}
+    y, _ = sequence_graph(name, lowering)(given)
+    wanted, _ = CASES[name].define(given)
+    size = wanted.abs().amax(dim=(-1, -2), keepdim=True) if rate else wanted.abs().max()
+    assert float(((y - wanted).abs() / size).max()) <= 1e-5
+
+
+@pytest.mark.parametrize("length", [15, 16, 17, 63, 64, 65, 128, 129, 300])
+@pytest.mark.parametrize(
+    ("name", "lowering"), [("linear_attention", "chunked"), ("linear_attention_keys", "chunked_by_key")]
+)
+def test_chunks_may_be_full_or_not(name: str, lowering: str, length: int) -> None:
+    case = CASES[name]
+    values = case.entering_arguments(SIZES | {"sequence": length}, length)
+    assert_agree(sequence_graph(name, lowering)(values), case.define(values))
+
+
+HEADS, WIDTH = 2, 3
+
+
+class Gated(nn.Module):
+    """Linear attention as layers have it, with a decay for each head."""
+
+    outputs = 3 * HEADS * WIDTH + HEADS
+
+    def initial_state(self, batch: int) -> dict[str, Tensor]:
+        return {"matrix": torch.zeros(batch, HEADS, WIDTH, WIDTH)}
+
+    def forward(self, x: Tensor, state: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        frames, gate = x[..., :-HEADS], x[..., -HEADS:]
+        query, key, value = frames.unflatten(-1, (3, HEADS, WIDTH)).unbind(-3)
+        y, after = ops.linear_attention(query, key, value, functional.logsigmoid(gate)[..., None], state["matrix"])
+        return y.flatten(-2), {"matrix": after}
+
+
+class Layer(nn.Module):
+    """A layer around a recurrence, as sequences and frame by frame."""
+
+    def __init__(self, recurrence: nn.Module) -> None:
+        super().__init__()
+        self.recurrence = recurrence
+        self.enter = nn.Linear(5, recurrence.outputs)
+        self.initial_state = recurrence.initial_state
+
+    def step(self, x: Tensor, state: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        return self.recurrence(self.enter(x), state)
+
+    extend = step
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.step(x, self.initial_state(1))[0]
+
+
+@pytest.mark.parametrize("recurrence", [Gated], ids=lambda made: made.__name__)
+def test_a_layer_of_it_has_all_graphs(recurrence: type[nn.Module], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module = Layer(recurrence()).eval()
+    bundle = ee.export(module, (torch.randn(2, 9, 5),), dynamic_shapes=FREE, output=tmp_path / "bot")
+    assert list(bundle.manifest.graphs) == ["window", "stream", "prefill"]
+    stream_graph = onnx.load(bundle.file("stream/model.onnx")).graph
+    assert any("_frame_" in node.op_type for node in stream_graph.node)
+    x = torch.randn(1, 90, 5)
+    with torch.no_grad():
+        wanted = copy.deepcopy(module).double()(x.double()).numpy()
+    model = ee.load(bundle)
+    assert largest_error(model(x.numpy()), wanted) <= 1e-5
+    stream = model.stream()
+    assert largest_error(stream.prefill(x[:, :70].numpy()), wanted[:, 69]) <= 1e-5
+    for t in range(70, 90):
+        assert largest_error(stream.step(x[:, t].numpy()), wanted[:, t]) <= 1e-5
