@@ -320,6 +320,73 @@ def test_norms_are_the_papers() -> None:
         torch.testing.assert_close(found, wanted * gate if before_gate else wanted)
 
 
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_the_scan_of_heads_is_that_of_their_channels(groups: int) -> None:
+    """In two pieces, with steps held between limits."""
+    with ee.standins():
+        from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
+        from mamba_ssm.ops.triton.ssd_combined import mamba_chunk_scan_combined
+    torch.manual_seed(0)
+    x, z, dt, bias = drawn(2, 7, 4, 3), drawn(2, 7, 4, 3), drawn(2, 7, 4), drawn(4)
+    a, b, c, d = -torch.exp(drawn(4)), drawn(2, 7, groups, 5), drawn(2, 7, groups, 5), drawn(4, 3)
+    step = functional.softplus(dt + bias).clamp(0.3, 1.5)
+    spread = [step.repeat_interleave(3, -1).mT, a.repeat_interleave(3)[:, None].expand(12, 5)]
+    read = (b.permute(0, 2, 3, 1), c.permute(0, 2, 3, 1))
+    gate = z.flatten(2).mT
+    wanted, last = selective_scan_fn(x.flatten(2).mT, *spread, *read, d.flatten(), gate, return_last_state=True)
+    state, outputs = None, []
+    for piece in (slice(0, 3), slice(3, 7)):
+        y, state = mamba_chunk_scan_combined(
+            *(x[:, piece], dt[:, piece], a, b[:, piece], c[:, piece], 2, d, z[:, piece], bias),
+            initial_states=state,
+            dt_softplus=True,
+            dt_limit=(0.3, 1.5),
+            return_final_states=True,
+        )
+        outputs.append(y)
+    torch.testing.assert_close(torch.cat(outputs, dim=1).flatten(2).mT, wanted)
+    torch.testing.assert_close(state.flatten(1, 2), last)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"ngroups": 2, "norm_before_gate": True}, {"d_ssm": 8, "rmsnorm": False, "D_has_hdim": True, "bias": True}],
+    ids=str,
+)
+def test_a_mamba2_is_the_same_by_every_way(options: dict[str, Any]) -> None:
+    with ee.standins():
+        from mamba_ssm import Mamba2
+        from mamba_ssm.ops.triton.ssd_combined import mamba_split_conv1d_scan_combined
+    torch.manual_seed(0)
+    mamba = Mamba2(8, d_state=4, headdim=4, **options).double()
+    x = drawn(2, 5, 8)
+    y = mamba(x)
+    torch.testing.assert_close(mamba(x.flatten(0, 1), seqlen=5), y.flatten(0, 1))
+    split = mamba_split_conv1d_scan_combined(
+        mamba.in_proj(x),
+        mamba.conv1d.weight.squeeze(1),
+        mamba.conv1d.bias,
+        mamba.dt_bias,
+        -torch.exp(mamba.A_log),
+        mamba.D.unflatten(0, (-1, 4)) if mamba.D_has_hdim else mamba.D,
+        chunk_size=256,
+        rmsnorm_weight=mamba.norm.weight if mamba.rmsnorm else None,
+        rmsnorm_eps=1e-5,
+        outproj_weight=mamba.out_proj.weight,
+        outproj_bias=mamba.out_proj.bias,
+        headdim=None if mamba.D_has_hdim else 4,
+        ngroups=mamba.ngroups,
+        norm_before_gate=mamba.norm_before_gate,
+    )
+    torch.testing.assert_close(split, y)
+    y.square().mean().backward()
+    assert all(value.grad is not None and value.grad.abs().max() > 0 for value in mamba.parameters())
+    states = mamba.allocate_inference_cache(2, 5)
+    with torch.no_grad():
+        steps = [mamba.step(x[:, t : t + 1], *states)[0] for t in range(5)]
+    torch.testing.assert_close(torch.cat(steps, dim=1), y)
+
+
 def test_a_mamba_trains_and_is_the_same_by_every_way() -> None:
     with ee.standins():
         from mamba_ssm import Mamba, mamba_inner_fn
@@ -409,6 +476,7 @@ def test_what_is_not_stood_for_is_refused_by_name(more: str, told: str, tmp_path
 def test_arguments_that_are_not_covered_are_refused_by_name() -> None:
     with ee.standins():
         from causal_conv1d import causal_conv1d_fn
+        from mamba_ssm import Mamba2
         from mamba_ssm.models.config_mamba import MambaConfig
         from mamba_ssm.models.mixer_seq_simple import MambaLMHeadModel
         from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
@@ -422,10 +490,16 @@ def test_arguments_that_are_not_covered_are_refused_by_name() -> None:
         selective_scan_fn(x, x, torch.randn(3, 2, dtype=torch.complex64), x[:, :2], x[:, :2])
     with pytest.raises(ee.RequestError, match="takes no return_dropout_mask"):
         layer_norm_fn(x, torch.ones(4), None, return_dropout_mask=True)
+    with pytest.raises(ee.RequestError, match="takes no seq_idx"):
+        Mamba2(8, headdim=4)(torch.randn(2, 3, 8), seq_idx=torch.zeros(2, 3))
+    with pytest.raises(ee.RequestError, match=r"16 channels .* must be whole heads of 3"):
+        Mamba2(8, headdim=3)
     small: dict[str, Any] = {"d_model": 8, "n_layer": 2, "vocab_size": 5}
     with pytest.raises(ee.RequestError, match="layer 1 is of attention"):
         MambaLMHeadModel(MambaConfig(**small, attn_layer_idx=[1]))
-    with pytest.raises(ee.RequestError, match="layer of ssm_cfg is 'Mamba3', and there are stand-ins for Mamba1"):
+    with pytest.raises(
+        ee.RequestError, match="layer of ssm_cfg is 'Mamba3', and there are stand-ins for Mamba1, Mamba2"
+    ):
         MambaLMHeadModel(MambaConfig(**small, ssm_cfg={"layer": "Mamba3"}))
     with pytest.raises(ee.RequestError, match=r"has no config\.json"):
         MambaLMHeadModel.from_pretrained("state-spaces/mamba-130m")

@@ -15,7 +15,7 @@ from torch import Tensor
 import edifice_export as ee
 from edifice_export.programs.source import load_source
 
-MODELS = ["mamba1_small"]
+MODELS = ["mamba1_small", "mamba2_small", "mamba2_g2_nbg", "mamba2_dssm"]
 VISION = {
     "mambavision": ("mambavision_mixer", "mixer.input", "mixer.output_f64"),
     "vim": ("vim_mixer", "mixer0.input", "mixer0.output_f64"),
@@ -51,12 +51,15 @@ def test_a_language_model_is_the_official_one(name: str) -> None:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_it_decodes_as_the_official_one(name: str) -> None:
-    """A prompt at once, then token by token, with the states that the official code has then."""
+    """A prompt at once, then token by token, with the states that the official code has then.
+
+    The official step leaves dt_limit out, and so gives other logits than the whole does; ours gives those of the whole.
+    """
     model, numbers = model_of(name)
     model.double()
     with ee.standins():
         from mamba_ssm.utils.generation import InferenceParams
-    ids, logits, prompt = numbers["c0.input_ids"], numbers["c0.logits_f64"], int(numbers["c0.prompt_len"])
+    ids, logits, prompt = numbers["c0.input_ids"], numbers["c0.logits_f64"], int(numbers.get("c0.prompt_len", 6))
     carried = InferenceParams(max_seqlen=ids.shape[1], max_batch_size=len(ids))
     with torch.no_grad():
         assert (model(ids[:, :prompt], inference_params=carried).logits - logits[:, :prompt]).abs().max() < 1e-9
@@ -69,7 +72,7 @@ def test_it_decodes_as_the_official_one(name: str) -> None:
         assert official is None or (state - official).abs().max() < 1e-9
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [*MODELS[:2], *(pytest.param(name, marks=pytest.mark.slow) for name in MODELS[2:])])
 def test_it_is_exported_with_its_stream(name: str, tmp_path: Path) -> None:
     model, numbers = model_of(name)
     ids, logits = numbers["c0.input_ids"], numbers["c0.logits_f64"]

@@ -17,12 +17,13 @@ from ..errors import RequestError
 from .block import Block, GatedMLP, InferenceParams, State, add_norm
 from .layer_norm import RMSNorm
 from .mamba import Mamba
+from .mamba2 import Mamba2
 
 __all__ = ["MambaConfig", "MambaLMHeadModel", "MixerModel", "create_block"]
 
 Device = torch.device | str | None
 
-_MIXERS: dict[str, type[nn.Module]] = {"Mamba1": Mamba}
+_MIXERS: dict[str, type[nn.Module]] = {"Mamba1": Mamba, "Mamba2": Mamba2}
 """By what `layer` of ssm_cfg says."""
 
 

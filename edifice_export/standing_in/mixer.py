@@ -18,8 +18,8 @@ class StatefulMixer(nn.Module):
     """A short convolution and a scan, in one piece or frame by frame.
 
     A state is {"conv", "ssm"} as the ops of edifice_reference take it. The originals' conv_state holds the last d_conv
-    frames before the convolution, channels first, where the op's holds one less; their ssm_state has its axes in the
-    order of _outer.
+    frames before the convolution, channels first, where the op's holds one less; their ssm_state has the
+    op's last two axes the other way.
 
     Attributes:
         d_conv: frames that the convolution sees.
@@ -33,7 +33,7 @@ class StatefulMixer(nn.Module):
     def initial_state(self, batch: int) -> dict[str, Tensor]:
         """The state before the first frame, of so many entries."""
         conv, ssm = self.allocate_inference_cache(batch, 1)
-        return {"conv": conv[..., 1:].transpose(1, 2).contiguous(), "ssm": self._inner(ssm)}
+        return {"conv": conv[..., 1:].transpose(1, 2).contiguous(), "ssm": ssm.mT.contiguous()}
 
     def advance(self, hidden_states: Tensor, state: State) -> tuple[Tensor, dict[str, Tensor]]:
         """Frames [batch, sequence, d_model], or one [batch, d_model], from a state; and the state after them."""
@@ -67,10 +67,10 @@ class StatefulMixer(nn.Module):
         assert ssm_state is not None
         if hidden_states.shape[1] != 1:
             raise RequestError(f"step takes one frame at a time, got {hidden_states.shape[1]}; call forward for more")
-        before = {"conv": conv_state[..., 1:].transpose(1, 2), "ssm": self._inner(ssm_state)}
+        before = {"conv": conv_state[..., 1:].transpose(1, 2), "ssm": ssm_state.mT}
         mixed, after, frames = self._mix(hidden_states, before)
         conv_state.copy_(torch.cat([conv_state[..., 1:], frames.transpose(1, 2).to(conv_state.dtype)], dim=-1))
-        ssm_state.copy_(self._outer(after["ssm"]))
+        ssm_state.copy_(after["ssm"].mT)
         return mixed, conv_state, ssm_state
 
     def allocate_inference_cache(
@@ -92,7 +92,7 @@ class StatefulMixer(nn.Module):
             return self.step(hidden_states, conv_state, ssm_state)[0]
         mixed, after, frames = self._mix(hidden_states, None)
         conv_state.copy_(functional.pad(frames.transpose(1, 2), (self.d_conv - frames.shape[1], 0)))
-        ssm_state.copy_(self._outer(after["ssm"]))
+        ssm_state.copy_(after["ssm"].mT)
         return mixed
 
     def _cached(self, inference_params: InferenceParams, batch: int) -> tuple[Tensor, Tensor]:
@@ -110,11 +110,3 @@ class StatefulMixer(nn.Module):
     def _state_shape(self) -> tuple[int, ...]:
         """Of an entry's ssm_state, as the original holds it."""
         raise NotImplementedError
-
-    def _inner(self, ssm_state: Tensor) -> Tensor:
-        """The original's ssm_state as the op takes it [batch, state, channels]."""
-        return ssm_state.flatten(1, -2).transpose(1, 2).contiguous()
-
-    def _outer(self, state: Tensor) -> Tensor:
-        """The other way."""
-        return state.transpose(1, 2).reshape(-1, *self._state_shape())

@@ -20,10 +20,11 @@ _MODEL = _of("language_model", "MambaLMHeadModel")
 MODULES: dict[str, dict[str, str]] = {
     "causal_conv1d": _CONV,
     "causal_conv1d.causal_conv1d_interface": _CONV,
-    "mamba_ssm": _SCAN | _of("mamba", "Mamba") | _MODEL,
+    "mamba_ssm": _SCAN | _of("mamba", "Mamba") | _of("mamba2", "Mamba2") | _MODEL,
     "mamba_ssm.models.config_mamba": _of("language_model", "MambaConfig"),
     "mamba_ssm.models.mixer_seq_simple": _MODEL | _of("language_model", "MambaConfig", "MixerModel", "create_block"),
     "mamba_ssm.modules.block": _of("block", "Block"),
+    "mamba_ssm.modules.mamba2": _of("mamba2", "Mamba2"),
     "mamba_ssm.modules.mamba_simple": _of("mamba", "Mamba") | _of("block", "Block"),
     "mamba_ssm.modules.mlp": _of("block", "GatedMLP"),
     "mamba_ssm.ops.selective_scan_interface": _SCAN
@@ -32,6 +33,9 @@ MODULES: dict[str, dict[str, str]] = {
     "mamba_ssm.ops.triton.layernorm": _NORMS,
     "mamba_ssm.ops.triton.layernorm_gated": _of("gated_norm", "LayerNorm", "RMSNorm", "layernorm_fn", "rmsnorm_fn"),
     "mamba_ssm.ops.triton.selective_state_update": _of("selective_state_update", "selective_state_update"),
+    "mamba_ssm.ops.triton.ssd_combined": _of(
+        "ssd_combined", "mamba_chunk_scan_combined", "mamba_split_conv1d_scan_combined"
+    ),
     "mamba_ssm.utils.generation": _of("block", "InferenceParams"),
 }
 """By name of the module what is in it: each name, and the file of this room that it comes from."""
