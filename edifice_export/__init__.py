@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from .runtime.stream import Snapshot, Stream
     from .scaffolding.scaffold import Scaffold, scaffold
     from .specification import Values
+    from .standing_in.context import standins
     from .verification.verify import verify
     from .weights import from_edifice, to_edifice
     from .weights.convert import Conversion, convert
@@ -62,6 +63,7 @@ __all__ = [
     "load",
     "op",
     "scaffold",
+    "standins",
     "to_edifice",
     "verify",
 ]
@@ -92,6 +94,7 @@ _HOMES = {
     "load": "runtime.model",
     "op": "lowerings.own_op",
     "scaffold": "scaffolding.scaffold",
+    "standins": "standing_in.context",
     "to_edifice": "weights",
     "verify": "verification.verify",
 }

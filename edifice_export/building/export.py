@@ -13,6 +13,7 @@ from ..bundle.staging import staging
 from ..defaults import DEFAULT_OPSET, PRECISIONS, TOLERANCE
 from ..machine import require_torch, small_model_threads
 from ..specification import Values
+from ..standing_in.context import standins
 from ..verification.verify import Progress
 from .assemble import write_bundle
 from .settings import Settings
@@ -87,7 +88,7 @@ def export_source(
     from ..programs.private_copy import unwrapped
 
     place = Path(output) if output is not None else Path("exported") / type(unwrapped(source.module)).__name__
-    with staging(place) as folder:
+    with staging(place) as folder, standins():
         program = ModuleProgram(source)
         with small_model_threads(program.param_count):
             origin = {"source": "module", "sha256": program.fingerprint}

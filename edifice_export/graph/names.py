@@ -59,11 +59,16 @@ def rename(model: ir.Model, traced: torch.fx.Graph, inputs: Sequence[TensorSpec]
         if isinstance(dim, ir.SymbolicDim) and dim.value is not None
     }
     declared = {*(spec.name for spec in inputs), *outputs}
-    taken = Counter(declared)
+    # What torch's exporter has folded is called as its node was.
+    taken = Counter({*declared, *model.graph.initializers})
 
     def unique(name: str) -> str:
-        taken[name] += 1
-        return name if taken[name] == 1 else f"{name}_{taken[name] - 1}"
+        found = name
+        while taken[found]:
+            taken[name] += 1
+            found = f"{name}_{taken[name] - 1}"
+        taken[found] += 1
+        return found
 
     for node in model.graph:
         node.name = unique(_source(node, scoped))

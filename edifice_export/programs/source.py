@@ -15,11 +15,15 @@ from typing import TYPE_CHECKING, Any
 from ..arguments import mapping, several, text, whole_number
 from ..errors import ExportError, RequestError
 from ..specification import KINDS, Values
+from ..standing_in.context import standins
 
 if TYPE_CHECKING:
     from torch import nn
 
 __all__ = ["Source", "load_source"]
+
+_ROOM = Path(__file__).resolve().parent.parent / "standing_in"
+"""An error of a stand-in is told at the line that asked for it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +71,7 @@ class Source:
 
 
 def load_source(name: str) -> Source:
-    """Runs code that the user named, and gives what it makes.
+    """Runs code that the user named, within standins, and gives what it makes.
 
     Args:
         name: `FILE.py:NAME` or `package.module:NAME`, where NAME is a Source, or a module with its `args` in it (and
@@ -82,14 +86,16 @@ def load_source(name: str) -> Source:
             f"{name!r}: name code as FILE.py:NAME or package.module:NAME, where NAME() returns an edifice_export.Source"
         )
     try:
-        found = getattr(_import(place), attribute, None)
-        if found is None:
-            raise RequestError(f"{place}: has no {attribute}; define it, or name another")
-        made = found() if callable(found) and not _is_module(found) else found
+        with standins():
+            found = getattr(_import(place), attribute, None)
+            if found is None:
+                raise RequestError(f"{place}: has no {attribute}; define it, or name another")
+            made = found() if callable(found) and not _is_module(found) else found
     except ExportError:
         raise
     except Exception as error:  # whatever the user's code raises
-        where = traceback.extract_tb(error.__traceback__)[-1]
+        frames = traceback.extract_tb(error.__traceback__)
+        where = next((frame for frame in reversed(frames) if _ROOM not in Path(frame.filename).parents), frames[-1])
         raise RequestError(
             f"{name}: failed with {type(error).__name__}: {error} at {where.filename}:{where.lineno}; --debug shows "
             "more"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from ..machine import SMALL, require_torch, small_model_threads, why_no_torch
 from ..runtime.model import load
 from ..runtime.providers import all_providers, why_not_usable
 from ..runtime.version import refuse_old_runtime
+from ..standing_in.context import standins
 from .calls import count_calls, run_calls
 from .report import Report, Trial, describe_tolerance
 from .side_by_side import Done, SideBySide
@@ -83,14 +85,16 @@ def verify(
     limit = float(manifest.parity.get("tolerance", TOLERANCE)) if asked is None else asked
     if providers is None:
         providers = [short for short in all_providers() if why_not_usable(short) is None]
-    module = _module_of(opened, source)
-    parameters = manifest.param_count
-    with (
-        small_model_threads(parameters),
-        Verification(providers, limit, parameters, every_prefix, module) as verification,
-    ):
-        verification.add(opened, [graph for graph in PARTS if graph in manifest.graphs], progress)
-        report = verification.report(progress)
+    within = standins() if source is not None else contextlib.nullcontext()
+    with within:
+        module = _module_of(opened, source)
+        parameters = manifest.param_count
+        with (
+            small_model_threads(parameters),
+            Verification(providers, limit, parameters, every_prefix, module) as verification,
+        ):
+            verification.add(opened, [graph for graph in PARTS if graph in manifest.graphs], progress)
+            report = verification.report(progress)
     return dataclasses.replace(report, loosened=describe_tolerance(limit, asked=asked is not None))
 
 
