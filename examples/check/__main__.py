@@ -1,6 +1,6 @@
 """Checks every sample on every model: largest error and latency by language, model and graph.
 
-    python -m examples.check                     everything: default models, four languages, C++ on Wine; about sixteen minutes
+    python -m examples.check                     everything: default models, all languages; about sixteen minutes
     python -m examples.check cpp node --quick      some languages, tiny models, few frames
 
 It builds a bundle of each model, scaffolds each sample with it, builds the samples as their readers would, and runs

@@ -1,9 +1,10 @@
-"""C++ on Windows: the sample cross-compiled by MinGW, and run by Wine with the library of ONNX Runtime's Windows wheel."""
+"""C++ on Windows: the sample cross-compiled by MinGW, and run by Wine with the library of a Windows wheel."""
 
 from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import tempfile
 from pathlib import Path
 
@@ -22,6 +23,7 @@ _WHEEL = (
 
 _COMPILER = "x86_64-w64-mingw32-g++-posix"
 _WINE = "/usr/lib/wine/wine64"
+_SERVER = "/usr/lib/wine/wineserver"
 
 _NOISE = "Failed to create DXGI factory."
 """A line that onnxruntime.dll writes to standard error on Wine, which has no graphics here."""
@@ -58,8 +60,9 @@ class Windows(Cpp):
             shutil.copytree(f"/usr/{part}", root / part, dirs_exist_ok=True)
         self._root = root
         self._environment = {**os.environ, "WINEDEBUG": "-all", "WINEPREFIX": str(folder / "wine")}
-        # One that stays for a while: each program would start another.
-        must(run(["/usr/lib/wine/wineserver", "-p60"], environment=self._environment), "Wine does not start")
+        # One that stays for a while, and has none of the pipes of a program: each would start another and wait for it.
+        quiet = subprocess.DEVNULL
+        subprocess.run([_SERVER, "-p60"], env=self._environment, stdout=quiet, stderr=quiet, check=False)
 
     def build(self, sample: Path) -> None:
         """Compiles DIR/cpp for Windows.
