@@ -76,6 +76,28 @@ def test_the_gated_delta_rule_is_a_product_of_matrices() -> None:
             np.testing.assert_allclose(state[entry, head], s, atol=1e-12)
 
 
+def test_the_generalised_delta_rule_has_the_gated_one_within_it() -> None:
+    given = arguments("gated_delta_rule_keys")
+    q, k, v, g, beta, initial = given.values()
+    scaled = beta[..., None] * k
+    found = ops.generalized_delta_rule(q, scaled, v, g, torch.exp(g) * k, -scaled, initial)
+    torch.testing.assert_close(found, ops.gated_delta_rule(**given), rtol=0, atol=1e-12)
+
+
+def test_the_generalised_delta_rule_is_a_product_of_matrices() -> None:
+    """S = (diag(exp(g)) + b a') S + k v', in one head at a time."""
+    given = arguments("generalized_delta_rule")
+    y, state = ops.generalized_delta_rule(**given)
+    *streamed, initial = as_numpy(given).values()
+    for entry in range(SIZES["batch"]):
+        for head in range(SIZES["heads"]):
+            s = initial[entry, head]
+            for t, (q, k, v, g, a, b) in enumerate(zip(*(each[entry, :, head] for each in streamed), strict=True)):
+                s = (np.diag(np.exp(g)) + np.outer(b, a)) @ s + np.outer(k, v)
+                np.testing.assert_allclose(y[entry, t, head], q @ s, atol=1e-12)
+            np.testing.assert_allclose(state[entry, head], s, atol=1e-12)
+
+
 @pytest.mark.parametrize("beta", [0.5, 1.0, 1.5])
 def test_the_delta_rule_is_exact_where_all_keys_are_alike(beta: float) -> None:
     """Nothing decays: powers of the matrix between frames would be as large as 1e17."""
@@ -122,7 +144,13 @@ def decays_of(name: str, rate: float) -> Tensor:
     return torch.full_like(arguments(name, batch=1, sequence=4096)["log_decay"], -rate)
 
 
-MATRIX_STATES = ["linear_attention", "linear_attention_keys", "gated_delta_rule", "gated_delta_rule_keys"]
+MATRIX_STATES = [
+    "linear_attention",
+    "linear_attention_keys",
+    "gated_delta_rule",
+    "gated_delta_rule_keys",
+    "generalized_delta_rule",
+]
 
 
 @pytest.mark.parametrize("rate", [1e-5, 0.0113, 20.0])
@@ -222,6 +250,20 @@ class Averages(nn.Module):
         return torch.sigmoid(gate) * y, dict(zip(state, after, strict=True))
 
 
+class Rewrites(nn.Module):
+    """RWKV-7's recurrence."""
+
+    outputs = 6 * HEADS * WIDTH
+    initial_state = Gated.initial_state
+
+    def forward(self, x: Tensor, state: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        query, key, value, gate, kk, rate = x.unflatten(-1, (6, HEADS, WIDTH)).unbind(-3)
+        kk = functional.normalize(kk, dim=-1)
+        decay = -0.606531 * torch.sigmoid(gate)
+        y, after = ops.generalized_delta_rule(query, key, value, decay, -kk, kk * torch.sigmoid(rate), state["matrix"])
+        return y.flatten(-2), {"matrix": after}
+
+
 class Layer(nn.Module):
     """A layer around a recurrence, as sequences and frame by frame."""
 
@@ -240,7 +282,7 @@ class Layer(nn.Module):
         return self.step(x, self.initial_state(1))[0]
 
 
-@pytest.mark.parametrize("recurrence", [Gated, Learns, Averages], ids=lambda made: made.__name__)
+@pytest.mark.parametrize("recurrence", [Gated, Learns, Averages, Rewrites], ids=lambda made: made.__name__)
 def test_a_layer_of_it_has_all_graphs(recurrence: type[nn.Module], tmp_path: Path) -> None:
     torch.manual_seed(0)
     module = Layer(recurrence()).eval()
