@@ -139,6 +139,32 @@ def test_wkv_takes_keys_of_any_size_after_nothing(shift: float) -> None:
         torch.testing.assert_close(found[0], y, rtol=0, atol=1e-5 if shift == 0 else 3e-4)
 
 
+def test_mambas_selective_scan_is_ours_with_plain_torch_around_it() -> None:
+    """Skip, gate, bias and softplus of the step, and groups of b and c, as mamba_ssm's selective_scan_fn has them."""
+    x, _, a, _, _, initial = arguments("selective_scan", channels=4).values()
+    draw = torch.Generator().manual_seed(1)
+    z, delta = (torch.randn(x.shape, generator=draw, dtype=torch.float64) for _ in range(2))
+    b, c = (torch.randn(2, 9, 2, 4, generator=draw, dtype=torch.float64) for _ in range(2))
+    skip, bias = (torch.randn(4, generator=draw, dtype=torch.float64) for _ in range(2))
+
+    step = functional.softplus(delta + bias)
+    parts = [
+        ops.selective_scan((step * x)[..., at], step[..., at], a[at], b[:, :, group], c[:, :, group], initial[..., at])
+        for group, at in enumerate((slice(0, 2), slice(2, 4)))
+    ]
+    y = (torch.cat([part for part, _ in parts], dim=-1) + skip * x) * functional.silu(z)
+    state = torch.cat([part for _, part in parts], dim=-1)
+
+    h = initial.numpy().transpose(0, 2, 1)
+    for t in range(SIZES["sequence"]):
+        d = np.log1p(np.exp(delta[:, t] + bias)).numpy()[..., None]
+        b_t, c_t = (each[:, t].numpy().repeat(2, axis=1) for each in (b, c))
+        h = np.exp(d * a.numpy()) * h + d * b_t * x[:, t].numpy()[..., None]
+        gate = z[:, t].numpy() / (1 + np.exp(-z[:, t].numpy()))
+        np.testing.assert_allclose(y[:, t], ((h * c_t).sum(-1) + (skip * x[:, t]).numpy()) * gate, atol=1e-12)
+    np.testing.assert_allclose(state, h.transpose(0, 2, 1), atol=1e-12)
+
+
 def decays_of(name: str, rate: float) -> Tensor:
     """The same in every frame."""
     return torch.full_like(arguments(name, batch=1, sequence=4096)["log_decay"], -rate)
