@@ -76,6 +76,28 @@ def test_the_gated_delta_rule_is_a_product_of_matrices() -> None:
             np.testing.assert_allclose(state[entry, head], s, atol=1e-12)
 
 
+def test_the_generalised_delta_rule_has_the_gated_one_within_it() -> None:
+    given = arguments("gated_delta_rule_keys")
+    q, k, v, g, beta, initial = given.values()
+    scaled = beta[..., None] * k
+    found = ops.generalized_delta_rule(q, scaled, v, g, torch.exp(g) * k, -scaled, initial)
+    torch.testing.assert_close(found, ops.gated_delta_rule(**given), rtol=0, atol=1e-12)
+
+
+def test_the_generalised_delta_rule_is_a_product_of_matrices() -> None:
+    """S = (diag(exp(g)) + b a') S + k v', in one head at a time."""
+    given = arguments("generalized_delta_rule")
+    y, state = ops.generalized_delta_rule(**given)
+    *streamed, initial = as_numpy(given).values()
+    for entry in range(SIZES["batch"]):
+        for head in range(SIZES["heads"]):
+            s = initial[entry, head]
+            for t, (q, k, v, g, a, b) in enumerate(zip(*(each[entry, :, head] for each in streamed), strict=True)):
+                s = (np.diag(np.exp(g)) + np.outer(b, a)) @ s + np.outer(k, v)
+                np.testing.assert_allclose(y[entry, t, head], q @ s, atol=1e-12)
+            np.testing.assert_allclose(state[entry, head], s, atol=1e-12)
+
+
 @pytest.mark.parametrize("beta", [0.5, 1.0, 1.5])
 def test_the_delta_rule_is_exact_where_all_keys_are_alike(beta: float) -> None:
     """Nothing decays: powers of the matrix between frames would be as large as 1e17."""
@@ -117,15 +139,47 @@ def test_wkv_takes_keys_of_any_size_after_nothing(shift: float) -> None:
         torch.testing.assert_close(found[0], y, rtol=0, atol=1e-5 if shift == 0 else 3e-4)
 
 
+def test_mambas_selective_scan_is_ours_with_plain_torch_around_it() -> None:
+    """Skip, gate, bias and softplus of the step, and groups of b and c, as mamba_ssm's selective_scan_fn has them."""
+    x, _, a, _, _, initial = arguments("selective_scan", channels=4).values()
+    draw = torch.Generator().manual_seed(1)
+    z, delta = (torch.randn(x.shape, generator=draw, dtype=torch.float64) for _ in range(2))
+    b, c = (torch.randn(2, 9, 2, 4, generator=draw, dtype=torch.float64) for _ in range(2))
+    skip, bias = (torch.randn(4, generator=draw, dtype=torch.float64) for _ in range(2))
+
+    step = functional.softplus(delta + bias)
+    parts = [
+        ops.selective_scan((step * x)[..., at], step[..., at], a[at], b[:, :, group], c[:, :, group], initial[..., at])
+        for group, at in enumerate((slice(0, 2), slice(2, 4)))
+    ]
+    y = (torch.cat([part for part, _ in parts], dim=-1) + skip * x) * functional.silu(z)
+    state = torch.cat([part for _, part in parts], dim=-1)
+
+    h = initial.numpy().transpose(0, 2, 1)
+    for t in range(SIZES["sequence"]):
+        d = np.log1p(np.exp((delta[:, t] + bias).numpy()))[..., None]
+        b_t, c_t = (each[:, t].numpy().repeat(2, axis=1) for each in (b, c))
+        h = np.exp(d * a.numpy()) * h + d * b_t * x[:, t].numpy()[..., None]
+        gate = z[:, t].numpy() / (1 + np.exp(-z[:, t].numpy()))
+        np.testing.assert_allclose(y[:, t], ((h * c_t).sum(-1) + (skip * x[:, t]).numpy()) * gate, atol=1e-12)
+    np.testing.assert_allclose(state, h.transpose(0, 2, 1), atol=1e-12)
+
+
 def decays_of(name: str, rate: float) -> Tensor:
     """The same in every frame."""
     return torch.full_like(arguments(name, batch=1, sequence=4096)["log_decay"], -rate)
 
 
-MATRIX_STATES = ["linear_attention", "linear_attention_keys", "gated_delta_rule", "gated_delta_rule_keys"]
+MATRIX_STATES = [
+    "linear_attention",
+    "linear_attention_keys",
+    "gated_delta_rule",
+    "gated_delta_rule_keys",
+    "generalized_delta_rule",
+]
 
 
-@pytest.mark.parametrize("rate", [1e-5, 0.0113, 20.0])
+@pytest.mark.parametrize("rate", [1e-5, 20.0])
 @pytest.mark.parametrize("name", MATRIX_STATES)
 def test_matrix_states_are_exact_at_length_4096(name: str, rate: float) -> None:
     exact_at_length(name, long(name, log_decay=decays_of(name, rate)))
@@ -222,6 +276,20 @@ class Averages(nn.Module):
         return torch.sigmoid(gate) * y, dict(zip(state, after, strict=True))
 
 
+class Rewrites(nn.Module):
+    """RWKV-7's recurrence."""
+
+    outputs = 6 * HEADS * WIDTH
+    initial_state = Gated.initial_state
+
+    def forward(self, x: Tensor, state: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        query, key, value, gate, kk, rate = x.unflatten(-1, (6, HEADS, WIDTH)).unbind(-3)
+        kk = functional.normalize(kk, dim=-1)
+        decay = -0.606531 * torch.sigmoid(gate)
+        y, after = ops.generalized_delta_rule(query, key, value, decay, -kk, kk * torch.sigmoid(rate), state["matrix"])
+        return y.flatten(-2), {"matrix": after}
+
+
 class Layer(nn.Module):
     """A layer around a recurrence, as sequences and frame by frame."""
 
@@ -240,7 +308,7 @@ class Layer(nn.Module):
         return self.step(x, self.initial_state(1))[0]
 
 
-@pytest.mark.parametrize("recurrence", [Gated, Learns, Averages], ids=lambda made: made.__name__)
+@pytest.mark.parametrize("recurrence", [Gated, Learns, Averages, Rewrites], ids=lambda made: made.__name__)
 def test_a_layer_of_it_has_all_graphs(recurrence: type[nn.Module], tmp_path: Path) -> None:
     torch.manual_seed(0)
     module = Layer(recurrence()).eval()

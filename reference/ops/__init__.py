@@ -19,6 +19,7 @@ from .diagonal_scan import diagonal_scan
 from .fft_conv import fft_conv
 from .floored_layer_norm import floored_layer_norm
 from .gated_delta_rule import gated_delta_rule
+from .generalized_delta_rule import generalized_delta_rule
 from .linear_attention import linear_attention
 from .linear_scan import linear_scan
 from .selective_scan import selective_scan
@@ -34,6 +35,7 @@ __all__ = [
     "fft_conv",
     "floored_layer_norm",
     "gated_delta_rule",
+    "generalized_delta_rule",
     "linear_attention",
     "linear_scan",
     "selective_scan",
