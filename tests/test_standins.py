@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import edifice_export as ee
+from edifice_export.programs.module_program import ModuleProgram
 from edifice_export.programs.source import load_source
 from edifice_export.standing_in.registry import MODULES, VERSIONS
 
@@ -408,13 +409,23 @@ def test_a_mamba_trains_and_is_the_same_by_every_way() -> None:
     assert conv.abs().min() > 0
 
 
-def test_a_mamba_alone_goes_frame_by_frame(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["Mamba", "Mamba2"])
+def test_one_alone_goes_frame_by_frame(name: str) -> None:
     with ee.standins():
-        from mamba_ssm import Mamba
+        mamba_ssm = importlib.import_module("mamba_ssm")
     torch.manual_seed(0)
-    free = {"hidden_states": {0: "batch", 1: "frames"}}
-    bundle = ee.export(Mamba(8, d_state=4), (torch.randn(2, 5, 8),), dynamic_shapes=free, output=tmp_path / "mamba")
-    assert list(bundle.manifest.graphs) == ["window", "stream", "prefill"]
+    mamba = getattr(mamba_ssm, name)(64, d_state=4)
+    x = torch.randn(2, 5, 64)
+    program = ModuleProgram(ee.Source(mamba, (x,), ({0: "batch", 1: "frames"},)))
+    assert program.graphs == ("window", "stream", "prefill")
+    state = mamba.initial_state(2)
+    with torch.no_grad():
+        first, state = mamba.extend(x[:, :3], state)
+        frames = [first]
+        for t in (3, 4):
+            y, state = mamba.step(x[:, t], state)
+            frames.append(y[:, None])
+        torch.testing.assert_close(torch.cat(frames, dim=1), mamba(x))
 
 
 THEIRS = """

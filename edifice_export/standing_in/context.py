@@ -32,7 +32,8 @@ def standins() -> Iterator[None]:
     finds a GPU is left alone. At the end these modules are what they were before; code that was loaded within keeps
     what it has imported.
 
-    A block within a block changes nothing. Another thread waits at its own until this one is left.
+    A block within a block changes nothing. Another thread waits at its own until this one is left; what it imports
+    meanwhile without one is found here as well, whole.
 
     Raises:
         RequestError: torch can't be imported.
@@ -88,7 +89,8 @@ class _Refusal(MetaPathFinder):
 
 
 def _no_standin(name: str, place: str) -> str:
-    there = [*MODULES.get(place, {}), *(f"{module}" for module in MODULES if module.startswith(f"{place}."))]
+    modules = [module.removeprefix(f"{place}.") for module in MODULES if module.startswith(f"{place}.")]
+    there = [*MODULES.get(place, {}), *modules]
     return (
         f"there is no stand-in for {name}; of {place} there are {', '.join(there) or 'none'}. Call an op of "
         "edifice_reference.ops in its place, or run on a machine whose GPU the real package can use"

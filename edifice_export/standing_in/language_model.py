@@ -72,7 +72,7 @@ def create_block(
     """
     del attn_cfg
     if layer_idx in (attn_layer_idx or []):
-        raise RequestError(f"layer {layer_idx} is of attention (attn_layer_idx), which has no stand-in; leave it out")
+        raise RequestError(f"layer {layer_idx} is of attention (attn_layer_idx), which has no stand-in")
     options = dict(ssm_cfg or {})
     kind = options.pop("layer", "Mamba1")
     if kind not in _MIXERS:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["MODULES", "VERSIONS", "packages", "parents"]
+__all__ = ["MODULES", "VERSIONS", "parents"]
 
 VERSIONS = {"causal_conv1d": "1.7.0", "mamba_ssm": "2.3.2.post1"}
 """The packages, in the versions that they are stood for as."""
@@ -45,8 +45,3 @@ def parents(name: str) -> list[str]:
     """The packages that a module is in, the outermost first."""
     parts = name.split(".")
     return [".".join(parts[:count]) for count in range(1, len(parts))]
-
-
-def packages() -> list[str]:
-    """The outermost ones."""
-    return list(VERSIONS)

@@ -156,14 +156,14 @@ def mamba_split_conv1d_scan_combined(
     frames = activated(frames, activation).to(zxbcdt.dtype)
     x, b, c = torch.split(frames, [channels, *[(convolved - channels) // 2] * 2], dim=-1)
     found = mamba_chunk_scan_combined(
-        x.unflatten(-1, (heads, width)),
+        torch.unflatten(x, -1, (heads, width)),
         dt,
         A,
-        b.unflatten(-1, (ngroups, -1)),
-        c.unflatten(-1, (ngroups, -1)),
+        torch.unflatten(b, -1, (ngroups, -1)),
+        torch.unflatten(c, -1, (ngroups, -1)),
         chunk_size,
         D,
-        None if rmsnorm_weight is not None else z.unflatten(-1, (heads, width)),
+        None if rmsnorm_weight is not None else torch.unflatten(z, -1, (heads, width)),
         dt_bias,
         initial_states,
         dt_softplus=True,
