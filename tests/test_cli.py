@@ -25,7 +25,9 @@ from edifice_reference.models.registry import ARCHITECTURES
 COMMANDS = {
     "list": {"--json"},
     "build": set(),
-    "export": {*("--target", "--precision", "--optimize", "--opset", "--seed", "--tolerance", "--output", "--json")},
+    "export": {
+        *("--target", "--precision", "--optimize", "--inline", "--opset", "--seed", "--tolerance", "--output", "--json")
+    },
     "verify": {"--provider", "--tolerance", "--every-prefix", "--source", "--json"},
     "run": {"--input", "--output", "--stride", "--stream", "--provider", "--threads", "--optimization", "--json"},
     "bench": {
@@ -37,8 +39,8 @@ COMMANDS = {
     "doctor": {"--json"},
 }
 OF_EVERY_BUILD = {
-    "--weights", "--numerics", "--graph", "--target", "--precision", "--optimize", "--opset", "--seed", "--tolerance",
-    "--output", "--json",
+    "--weights", "--numerics", "--graph", "--target", "--precision", "--optimize", "--inline", "--opset", "--seed",
+    "--tolerance", "--output", "--json",
 }  # fmt: skip
 
 

@@ -417,6 +417,7 @@ LIES: dict[str, tuple[str, list[Lie]]] = {
     "precision": ("edifice.precision", [(("precision",), "fp16")]),
     "target": ("edifice.target", [(("target",), "cuda")]),
     "optimized": ("edifice.optimized", [(("optimized",), False)]),
+    "inlined": ("edifice.inlined", [(("inlined",), True)]),
     "param_count": ("edifice.param_count", [(("param_count",), 10**10)]),
     "limits": ("edifice.limits", [(("graphs", "window", "limits"), {"sequence": [1, 7]})]),
 }

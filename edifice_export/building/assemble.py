@@ -57,6 +57,7 @@ def write_bundle(
         precision=settings.precision,
         target=settings.target,
         optimized=settings.optimize,
+        inlined=settings.inline,
         opset=settings.opset,
         seed=settings.seed,
         param_count=program.param_count,
@@ -102,6 +103,7 @@ def _write_graph(
     """Writes a graph and its test data, and returns the manifest with it."""
     from ..graph.trace import outputs_of, trace
     from ..passes import optimize
+    from .inline import inline
     from .link import check, link
 
     inputs, outputs = program.inputs(name), program.outputs(name)
@@ -120,6 +122,8 @@ def _write_graph(
     # Pieces of a stream may be of any length.
     sizes = {symbol: size for symbol, size in manifest.sizes.items() if name == "window" or symbol != manifest.frames}
     linked = link(traced, sizes, manifest.target)
+    if manifest.inlined:
+        linked = inline(linked)
     _describe(linked, manifest, name)
     save_model(linked, folder / entry.model)
     check(folder / entry.model)

@@ -45,6 +45,7 @@ def build(
     target: str = "portable",
     precision: str = PRECISIONS[0],
     optimize: bool = True,
+    inline: bool = False,
     opset: int = DEFAULT_OPSET,
     seed: int = 0,
     tolerance: float = TOLERANCE,
@@ -64,6 +65,7 @@ def build(
         target: what the graphs are made fast for, one of defaults.TARGETS; they are right everywhere.
         precision: the type that the graphs compute in, one of defaults.PRECISIONS.
         optimize: whether to apply the graph passes; the plain graph is for debugging.
+        inline: whether to make plain graphs without functions, see building.settings.Settings.
         opset: version of the ONNX operator set.
         seed: for fresh weights and for the test data.
         tolerance: largest error allowed, see defaults.TOLERANCE.
@@ -79,7 +81,7 @@ def build(
             written then.
     """
     _check_architecture(architecture)
-    settings = Settings(target, optimize, opset, seed, tolerance, precision)
+    settings = Settings(target, optimize, inline, opset, seed, tolerance, precision)
     text("graph", graph, BUILDS)
     if numerics is not None:
         text("numerics", numerics, NUMERICS)

@@ -37,6 +37,7 @@ def export(
     target: str = "portable",
     precision: str = PRECISIONS[0],
     optimize: bool = True,
+    inline: bool = False,
     opset: int = DEFAULT_OPSET,
     seed: int = 0,
     tolerance: float = TOLERANCE,
@@ -52,7 +53,7 @@ def export(
         args: example inputs in forward's order, tensors.
         dynamic_shapes, input_names, output_names, values: see Source.
         output: the folder to write; exported/<the module's class> if None. A whole bundle there is replaced.
-        target, precision, optimize, opset, seed, tolerance: see building.settings.Settings, and build.
+        target, precision, optimize, inline, opset, seed, tolerance: see building.settings.Settings, and build.
         progress: called as verification goes on.
 
     Returns:
@@ -66,7 +67,7 @@ def export(
     require_torch()
     from ..programs.source import Source
 
-    settings = Settings(target, optimize, opset, seed, tolerance, precision)
+    settings = Settings(target, optimize, inline, opset, seed, tolerance, precision)
     if output is not None:
         output = path_of("output", output)
     progress = callback("progress", progress)

@@ -17,7 +17,7 @@ from ..lowerings.domain import VERSION
 from ..lowerings.lowering import Body, Call, Choice, Op
 from ..specification import Size
 
-__all__ = ["IR_VERSION", "check", "link"]
+__all__ = ["IR_VERSION", "check", "link", "say_shapes_once"]
 
 Dims = tuple[int | None, ...] | None
 """Sizes of a value, None for one that is free; or None where nothing is known."""
@@ -46,7 +46,7 @@ def link(model: ir.Model, sizes: Mapping[str, int] | None = None, target: str = 
     """
     linked = ir.to_proto(model)
     linked.ir_version = IR_VERSION
-    _say_shapes_once(linked)
+    say_shapes_once(linked)
     chosen = [(node, op, _choose(node, op, _call(node, sizes or {}, target))) for node, op in _ops(model)]
     bodies: dict[str, tuple[Body, int, list[Sizes]]] = {}
     protos = {node.name: node for node in linked.graph.node}
@@ -91,7 +91,7 @@ def check(path: Path) -> None:
         raise CheckError(f"the linked graph does not pass ONNX's checker: {str(error).strip()}") from error
 
 
-def _say_shapes_once(model: onnx.ModelProto) -> None:
+def say_shapes_once(model: onnx.ModelProto) -> None:
     """Leaves out what is said of initializers again, which are what they are; other tools compare the two."""
     held = {tensor.name for tensor in model.graph.initializer}
     others = [value for value in model.graph.value_info if value.name not in held]

@@ -10,6 +10,8 @@ from ..specification import InputSpec, OutputSpec, Size, StateSpec
 
 __all__ = [
     "ARCHITECTURE",
+    "BODY",
+    "CALL",
     "GRAPHS",
     "LOWERING",
     "MANIFEST",
@@ -25,9 +27,9 @@ __all__ = [
 ]
 
 MANIFEST = "manifest.json"
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 """1 had no states; 2 did not say whether passes were applied, and had one body for each op; 3 had many of one name; 4
-had architectures alone, of one input and one output."""
+had architectures alone, of one input and one output; 5 did not say whether functions were inlined."""
 GRAPHS = ("window", "stream", "prefill")
 """A whole window, or whatever else a module takes at once; one frame from a state to the next; a piece of any length
 from a state to the next."""
@@ -37,6 +39,9 @@ ARCHITECTURE, MODULE = "architecture", "module"
 
 LOWERING, REASON = "edifice.lowering", "edifice.why"
 """Metadata of a node of a graph: which body its op got, and why."""
+
+CALL, BODY = "edifice.node", "edifice.body"
+"""Metadata of the nodes of an inlined body, beside those: the node whose place they take, and the body's name."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +104,7 @@ class Manifest:
 
     Attributes:
         program: what the graphs compute.
-        precision, target, optimized, opset, seed: what was asked for.
+        precision, target, optimized, inlined, opset, seed: what was asked for.
         param_count: numbers in the weights of the reference, of which a graph may hold fewer or more.
         weights: where the weights came from: `{"source": "fresh"}`, or the file's name and sha256 (and of each of
             `shards`), or "state_dict" or "module" and what its tensors hash to; and what was done to them, see
@@ -118,6 +123,7 @@ class Manifest:
     precision: str
     target: str
     optimized: bool
+    inlined: bool
     opset: int
     seed: int
     param_count: int
@@ -162,6 +168,7 @@ class Manifest:
             "edifice.precision": self.precision,
             "edifice.target": self.target,
             "edifice.optimized": str(self.optimized).lower(),
+            "edifice.inlined": str(self.inlined).lower(),
             "edifice.param_count": str(self.param_count),
             "edifice.sizes": json.dumps(self.sizes, sort_keys=True),
             "edifice.frames": self.frames or "",

@@ -165,6 +165,7 @@ def _parse(reader: _Reader) -> Manifest:
         precision=reader.take("precision", str),
         target=reader.take("target", str),
         optimized=reader.take("optimized", bool),
+        inlined=reader.take("inlined", bool),
         opset=reader.take("opset", int),
         seed=reader.take("seed", int),
         param_count=reader.take("param_count", int),

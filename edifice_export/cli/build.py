@@ -18,7 +18,7 @@ from edifice_reference.models.registry import ARCHITECTURES, Architecture, get_a
 from ..defaults import DEFAULT_OPSET, PRECISIONS, TOLERANCE
 from ..errors import RequestError
 from .console import print_json, progress_bar, say
-from .options import Opset, Optimize, Precision, Target, Tolerance
+from .options import Inline, Opset, Optimize, Precision, Target, Tolerance
 
 __all__ = ["BuildGroup"]
 
@@ -110,6 +110,7 @@ def _build(
     target: Target = "portable",
     precision: Precision = PRECISIONS[0],
     optimize: Optimize = True,
+    inline: Inline = False,
     opset: Opset = DEFAULT_OPSET,
     seed: Annotated[int, typer.Option(help="of fresh weights and of the test data")] = 0,
     tolerance: Tolerance = TOLERANCE,
@@ -131,6 +132,7 @@ def _build(
             target=target,
             precision=precision,
             optimize=optimize,
+            inline=inline,
             opset=opset,
             seed=seed,
             tolerance=tolerance,

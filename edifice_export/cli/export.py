@@ -9,7 +9,7 @@ import typer
 
 from ..defaults import DEFAULT_OPSET, PRECISIONS, TOLERANCE
 from .console import print_json, progress_bar, say
-from .options import Json, Opset, Optimize, Precision, Target, Tolerance
+from .options import Inline, Json, Opset, Optimize, Precision, Target, Tolerance
 
 __all__ = ["export"]
 
@@ -25,6 +25,7 @@ def export(
     target: Target = "portable",
     precision: Precision = PRECISIONS[0],
     optimize: Optimize = True,
+    inline: Inline = False,
     opset: Opset = DEFAULT_OPSET,
     seed: Annotated[int, typer.Option(help="of the test data")] = 0,
     tolerance: Tolerance = TOLERANCE,
@@ -41,7 +42,7 @@ def export(
     from ..programs.source import load_source
     from ..verification.report import describe_amplified, describe_stream
 
-    settings = Settings(target, optimize, opset, seed, tolerance, precision)
+    settings = Settings(target, optimize, inline, opset, seed, tolerance, precision)
     require_torch()
     with progress_bar("verifying") as progress:
         bundle = export_source(load_source(source), output, settings, progress)

@@ -12,6 +12,7 @@ from ..defaults import OPSETS, PRECISIONS, TARGETS
 
 __all__ = [
     "BundlePath",
+    "Inline",
     "Json",
     "Opset",
     "Optimize",
@@ -54,6 +55,9 @@ Precision = Annotated[
 ]
 Optimize = Annotated[
     bool, typer.Option("--optimize/--no-optimize", help="apply the graph passes; the plain graph is for debugging")
+]
+Inline = Annotated[
+    bool, typer.Option("--inline", help="make plain graphs without functions, for tools that don't read these")
 ]
 Opset = Annotated[int, typer.Option(help=f"ONNX operator set [{OPSETS.start} to {OPSETS.stop - 1}]")]
 Tolerance = Annotated[float, typer.Option(help="largest error allowed, absolute, or relative to an output above 1")]

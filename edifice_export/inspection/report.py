@@ -9,7 +9,7 @@ from google.protobuf.message import DecodeError
 
 from ..bundle.body_names import op_of
 from ..bundle.bundle import open_bundle
-from ..bundle.manifest import GRAPHS, LOWERING, REASON
+from ..bundle.manifest import BODY, CALL, GRAPHS, LOWERING, REASON
 from ..errors import RequestError, brief
 from ..specification import BATCH, SEQUENCE
 from .inspect import Inspection, inspect_model
@@ -59,19 +59,21 @@ def explain(model: str | Path) -> list[dict[str, str]]:
     """Which lowering each edifice op of a model got, and why; nothing for models that this package did not make.
 
     Returns:
-        Of each node its `node`, `op`, `lowering`, `body` (the function that it calls) and `why`, in the graph's order.
+        Of each node its `node`, `op`, `lowering`, `body` (the function that it calls, or that was inlined there) and
+        `why`, in the graph's order.
     """
     try:
         graph = onnx.load(model, load_external_data=False).graph
     except (DecodeError, OSError) as error:
         raise RequestError(f"can't read {model}: {brief(error)}; give the path of a sound ONNX model") from error
-    found = []
+    found: dict[str, dict[str, str]] = {}
     for node in graph.node:
         said = {entry.key: entry.value for entry in node.metadata_props}
         if LOWERING in said:
-            called = {"op": op_of(node.op_type), "lowering": said[LOWERING], "body": node.op_type}
-            found.append({"node": node.name, **called, "why": said.get(REASON, "")})
-    return found
+            call, body = said.get(CALL, node.name), said.get(BODY, node.op_type)
+            called = {"op": op_of(body), "lowering": said[LOWERING], "body": body}
+            found[call] = {"node": call, **called, "why": said.get(REASON, "")}
+    return list(found.values())
 
 
 def rows_of(inspection: Inspection) -> list[tuple[str, str]]:

@@ -55,7 +55,7 @@ def _changed(bundle: Path) -> None:
 
 
 def _newer(bundle: Path) -> None:
-    _edit(bundle, lambda manifest: manifest.update(schema_version=6))
+    _edit(bundle, lambda manifest: manifest.update(schema_version=7))
 
 
 def _leaving(bundle: Path) -> None:
@@ -109,7 +109,7 @@ def _no_json(bundle: Path) -> None:
 DAMAGES = (
     Damage("a missing file", _missing, 1, "'window/model.onnx' is missing"),
     Damage("a changed file", _changed, 1, "'stream/model.onnx' was changed"),
-    Damage("a newer schema", _newer, 2, "schema 6, newer than 5"),
+    Damage("a newer schema", _newer, 2, "schema 7, newer than 6"),
     Damage("a path that leaves the bundle", _leaving, 1, "../model.onnx"),
     Damage("escape codes in a name", _escaping, 1, "model.onnx"),
     Damage("a bundle without a manifest", _no_manifest, 2, "manifest.json"),

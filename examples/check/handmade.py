@@ -136,6 +136,7 @@ def write_handmade(folder: Path, prefill: bool) -> Path:
         precision="fp32",
         target="portable",
         optimized=True,
+        inlined=False,
         opset=20,
         seed=0,
         param_count=6,

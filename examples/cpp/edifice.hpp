@@ -85,7 +85,7 @@ struct CheckError : Error {
 using Shape = std::vector<std::int64_t>;
 using Sizes = std::map<std::string, std::int64_t>;  // what symbols stand for
 
-constexpr int kSchema = 5;                  // of the manifests that this header reads
+constexpr int kSchema = 6;                  // of the manifests that this header reads
 constexpr int kOldestRuntime = 24;          // ONNX Runtime 1.24: the first that is right on every graph
 constexpr double kMaxMagnitude = 1e12;      // of floats that models take, which may square them: verified up to here
 constexpr std::int64_t kMaxSize = 1 << 20;  // of what a graph is made for

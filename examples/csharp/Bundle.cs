@@ -13,7 +13,7 @@ namespace Edifice
     /// </summary>
     public sealed class Bundle
     {
-        public const int SchemaVersion = 5;
+        public const int SchemaVersion = 6;
 
         private readonly Manifest manifest;
 

@@ -5,7 +5,7 @@ import { ARRAYS, isCount } from './tensors.mjs';
 
 export const MANIFEST = 'manifest.json';
 
-const SCHEMA_VERSION = 5;
+const SCHEMA_VERSION = 6;
 const GRAPHS = ['window', 'stream', 'prefill'];
 const MAX_SIZE = 2 ** 20; // of what graphs are made for: what edifice-export makes at most
 const SYMBOL = /^[A-Za-z_]\w*$/;
