@@ -73,6 +73,8 @@ def test_an_inlined_graph_is_plain_and_computes_the_same(bundle: ee.Bundle, grap
     assert said(plain) == said(model)
     assert (plain.graph.input, plain.graph.output) == (model.graph.input, model.graph.output)
     values = {name for node in plain.graph.node for name in node.output}
+    values |= {tensor.name for tensor in plain.graph.initializer}
+    assert not {value.name for value in plain.graph.value_info} & {tensor.name for tensor in plain.graph.initializer}
     assert {name for node in model.graph.node for name in node.output} <= values
     inputs, outputs = example(bundle, graph)
     assert_near(in_onnx_runtime(plain, inputs, list(outputs)), outputs)
