@@ -16,7 +16,7 @@ from onnx.reference import ReferenceEvaluator
 
 from edifice_export.bundle.bundle import hash_files, save_model, write_tensor, write_test_data
 from edifice_export.bundle.manifest import MANIFEST, MODULE, GraphEntry, Manifest, ProgramEntry, SequenceEntry
-from edifice_export.specification import InputSpec, OutputSpec, StateSpec, TensorSpec, Values, shape_of
+from edifice_export.specification import InputSpec, OutputSpec, Size, StateSpec, TensorSpec, Values, shape_of
 from edifice_export.values import draw
 
 __all__ = ["write_handmade"]
@@ -137,7 +137,7 @@ def write_handmade(folder: Path, prefill: bool) -> Path:
     nodes = {"window": _nodes(_WINDOW), "stream": [*step, *_nodes(_GROWING)]}
     if prefill:
         pieces = (*sequence.inputs, *_STREAM_INPUTS[len(_OWN_INPUTS) :])
-        gives = (*_OWN_OUTPUTS, *(state.present(*shape_of("time")) for state in _STATES))
+        gives = (*_OWN_OUTPUTS, *(state.present(Size(("time",))) for state in _STATES))
         graphs["prefill"] = _entry("prefill", pieces, gives, _PREFILL_LIMITS)
         nodes["prefill"] = [*_over_frames(step), *_nodes(_GROWING_BY_MANY)]
     manifest = Manifest(
