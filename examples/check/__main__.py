@@ -61,8 +61,9 @@ PARTS: dict[str, tuple[str, dict[str, Any]]] = {
 """Bundles without a stream, and without a window, whose states start from files."""
 
 
-MODULES = ("token_model", "both_ways", "two_and_two", "live", "recurrent")
-"""A stranger's modules of tests/strangers/models.py: other types, several inputs and outputs, other free sizes."""
+MODULES = ("token_model", "both_ways", "two_and_two", "live", "recurrent", "recall")
+"""A stranger's modules of tests/strangers/models.py: other types, several inputs and outputs, other free sizes, states
+that grow."""
 
 HANDMADE = "handmade"
 """Graphs of nodes that no module here is exported to, such as those of float16 and int32."""

@@ -16,7 +16,7 @@ from onnx.reference import ReferenceEvaluator
 
 from edifice_export.bundle.bundle import hash_files, save_model, write_tensor, write_test_data
 from edifice_export.bundle.manifest import MANIFEST, MODULE, GraphEntry, Manifest, ProgramEntry, SequenceEntry
-from edifice_export.specification import InputSpec, OutputSpec, StateSpec, TensorSpec, Values, shape_of
+from edifice_export.specification import InputSpec, OutputSpec, Size, StateSpec, TensorSpec, Values, shape_of
 from edifice_export.values import draw
 
 __all__ = ["write_handmade"]
@@ -24,8 +24,8 @@ __all__ = ["write_handmade"]
 Arrays = dict[str, np.ndarray]
 _Spec = TypeVar("_Spec", bound=TensorSpec)
 
-_SIZES = {"entries": 2, "time": 6, "width": 4}
-_TESTED = {"entries": 3, "time": 4, "width": 2}
+_SIZES = {"entries": 2, "time": 6, "width": 4, "past": 6}
+_TESTED = {"entries": 3, "time": 4, "width": 2, "past": 5}
 _FRAMES = 11
 """Of the longer test of the stream, which is of as many entries as _SIZES has."""
 
@@ -80,12 +80,13 @@ _WINDOW = """
     twice = Add (codes, codes)
 """
 
-_STATES = (
+_FIXED = (
     StateSpec("0.sum", "float32", shape_of("entries", 2), "stream/initial/0.sum.pb"),
     StateSpec("0.level", "float32", shape_of("entries", 3), 0.5),
     StateSpec("1.seen", "int64", shape_of("entries"), 7),
     StateSpec("1.steps", "int32", shape_of("entries"), 3),
 )
+_STATES = (*_FIXED, StateSpec("2.kinds", "int64", shape_of("entries", "past"), 0))
 _INITIAL = np.array([[0.25, -1.5]], np.float32)
 """Of the state that starts from a file."""
 
@@ -114,6 +115,12 @@ _STREAM = """
     steps = Cast <to = 7> (present__1__steps)
     seen_so_far = Mul (present__1__seen, steps)
 """
+_GROWING = """
+    column_of_kinds = Unsqueeze (kinds, one)
+    present__2__kinds = Concat <axis = 1> (past__2__kinds, column_of_kinds)
+"""
+_GROWING_BY_MANY = "present__2__kinds = Concat <axis = 1> (past__2__kinds, kinds)"
+"""A Scan's states keep their size."""
 
 
 def write_handmade(folder: Path, prefill: bool) -> Path:
@@ -126,11 +133,13 @@ def write_handmade(folder: Path, prefill: bool) -> Path:
         "window": _entry("window", _WINDOW_INPUTS, _WINDOW_OUTPUTS, _WINDOW_LIMITS),
         "stream": dataclasses.replace(_entry("stream", _STREAM_INPUTS, _STREAM_OUTPUTS), test_sequence=sequence),
     }
-    nodes = {"window": _nodes(_WINDOW), "stream": _nodes(_STREAM)}
+    step = _nodes(_STREAM)
+    nodes = {"window": _nodes(_WINDOW), "stream": [*step, *_nodes(_GROWING)]}
     if prefill:
         pieces = (*sequence.inputs, *_STREAM_INPUTS[len(_OWN_INPUTS) :])
-        graphs["prefill"] = _entry("prefill", pieces, _STREAM_OUTPUTS, _PREFILL_LIMITS)
-        nodes["prefill"] = _over_frames(nodes["stream"])
+        gives = (*_OWN_OUTPUTS, *(state.present(Size(("time",))) for state in _STATES))
+        graphs["prefill"] = _entry("prefill", pieces, gives, _PREFILL_LIMITS)
+        nodes["prefill"] = [*_over_frames(step), *_nodes(_GROWING_BY_MANY)]
     manifest = Manifest(
         program=ProgramEntry(MODULE, "Handmade"),
         precision="fp32",
@@ -193,11 +202,11 @@ def _over_frames(step: Sequence[onnx.NodeProto]) -> list[onnx.NodeProto]:
     body = helper.make_graph(
         step,
         "step",
-        [_value(spec) for spec in (*_STREAM_INPUTS[len(own) :], *_OWN_INPUTS)],  # a Scan has states first
-        [_value(spec) for spec in (*_STREAM_OUTPUTS[len(every) :], *_OWN_OUTPUTS)],
+        [_value(spec) for spec in (*(state.past for state in _FIXED), *_OWN_INPUTS)],  # a Scan has states first
+        [_value(spec) for spec in (*(state.present() for state in _FIXED), *_OWN_OUTPUTS)],
         _constants(step),
     )
-    past, present = [state.past.name for state in _STATES], [state.present().name for state in _STATES]
+    past, present = [state.past.name for state in _FIXED], [state.present().name for state in _FIXED]
     perms = ([1, 0, 2], [1, 0])
     return [
         *(

@@ -99,10 +99,15 @@ namespace Edifice
             return snapshot;
         }
 
-        /// <summary>Bytes of all states after so many frames, in a type that can't overflow.</summary>
+        /// <summary>Bytes of all states after so many frames, in a type that can't overflow. It allocates none.</summary>
         public static double Size(Bundle bundle, int batch, long past)
         {
-            return bundle.States.Sum(state => Size(state.Tensor, batch, past));
+            double bytes = 0;
+            for (int i = 0; i < bundle.States.Count; i++)
+            {
+                bytes += Size(bundle.States[i].Tensor, batch, past);
+            }
+            return bytes;
         }
 
         /// <summary>Makes room for what is there after so many frames; what states that grow held is lost.</summary>
@@ -171,7 +176,11 @@ namespace Edifice
         private static double Size(TensorSpec tensor, int batch, long past)
         {
             double bytes = ElementTypes.Bytes(tensor.Type);
-            return tensor.OfBatch(batch, past).Aggregate(bytes, (product, size) => product * size);
+            foreach (Size size in tensor.Shape)
+            {
+                bytes *= size.Symbol == null ? size.Number : size.IsPast ? past : batch;
+            }
+            return bytes;
         }
 
         private OrtValue Allocate(StateSpec state)

@@ -79,7 +79,7 @@ inline void check_inputs(const GraphSpec& graph, const std::vector<Input>& input
         const Shape& shape = inputs[i].shape;
         if (!std::equal(spec.shape.begin(), spec.shape.end(), shape.begin(), shape.end(),
                         [](const Size& size, std::int64_t found) {
-                            return size.free.empty() ? size.number == found : found > 0;
+                            return size.free.empty() ? size.number == found : found > (size.free == kPast ? -1 : 0);
                         })) {
             throw RequestError(spec.name + " has shape " + text(shape) + ", and the model takes " + text(spec) +
                                "; give that");
@@ -92,7 +92,7 @@ inline void check_inputs(const GraphSpec& graph, const std::vector<Input>& input
                 throw RequestError(spec.name + ": " + symbol + " is " + std::to_string(shape[axis]) + ", and " +
                                    std::to_string(known) + " in what was given before; give the same everywhere");
             }
-            check_limits(graph, spec.name, symbol, shape[axis]);
+            if (symbol != kPast) check_limits(graph, spec.name, symbol, shape[axis]);
         }
         check_numbers(spec, inputs[i].numbers, shape);
     }

@@ -1,6 +1,7 @@
 // What graphs take, give and carry.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <limits>
@@ -56,6 +57,11 @@ inline std::string text(const std::vector<TensorSpec>& specs) {
 struct StateSpec {
     TensorSpec tensor;
     nlohmann::json initial;  // a number that fills it, or the file that holds it for one entry of the batch
+
+    /// Whether it is longer after every frame, as keys and values of full attention are.
+    bool grows() const {
+        return std::any_of(tensor.shape.begin(), tensor.shape.end(), [](const Size& size) { return size.free == kPast; });
+    }
 };
 
 /// The least and the most that a free size may be.

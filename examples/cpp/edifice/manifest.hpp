@@ -99,8 +99,16 @@ private:
         StateSpec state{parse_tensor_spec(entry), entry.at("initial")};
         const auto type = state.tensor.type;
         const nlohmann::json& initial = state.initial;
-        if (state.tensor.shape.empty() || state.tensor.shape[0].free.empty()) {
-            throw damaged("the state " + text(state.tensor) + " does not begin with the batch");
+        const std::vector<Size>& shape = state.tensor.shape;
+        const auto is_past = [](const Size& size) { return size.free == kPast; };
+        const auto is_free = [](const Size& size) { return !size.free.empty(); };
+        const auto growing = std::count_if(shape.begin(), shape.end(), is_past);
+        if (shape.empty() || !is_free(shape[0]) || is_past(shape[0]) || growing > 1 ||
+            std::count_if(shape.begin(), shape.end(), is_free) > 1 + growing) {
+            throw damaged("the state " + text(state.tensor) + " does not begin with the batch, or is free otherwise");
+        }
+        if (growing != 0 && (sizes.count(kPast) == 0 || initial.is_string())) {
+            throw damaged("the state " + text(state.tensor) + " grows from nothing: it needs the size past, and no file");
         }
         if (initial.is_string()) {
             inside(initial.get<std::string>());
@@ -139,6 +147,13 @@ private:
         return damaged("the " + name + " graph takes or gives other tensors than such a graph does");
     }
 
+    /// What a graph makes of the size of states that grow: a sum, its symbols in order.
+    std::string longer(const std::string& name) const {
+        const std::string past = kPast;
+        if (name == "stream") return past + " + 1";
+        return past < frames ? past + " + " + frames : frames + " + " + past;
+    }
+
     /// Whether its last tensors are the states, and all are of the batch; what prefill takes is of frames then.
     bool carries_states(const std::string& name, const GraphSpec& graph) const {
         const Size batch = states[0].tensor.shape[0];
@@ -152,10 +167,16 @@ private:
                                const std::string& prefix) {
             const std::size_t own = tensors.size() - states.size();
             for (std::size_t i = 0; i < tensors.size(); ++i) {
-                if (!sized(tensors[i], i < own ? first : std::vector<Size>{batch})) return false;
-                if (i < own) continue;
-                const TensorSpec& state = states[i - own].tensor;
-                if (tensors[i].name != prefix + state.name || !tensors[i].is_like(state)) return false;
+                if (i < own) {
+                    if (!sized(tensors[i], first)) return false;
+                    continue;
+                }
+                TensorSpec state = states[i - own].tensor;
+                if (prefix == "present.") {
+                    for (Size& size : state.shape) size.free = size.free == kPast ? longer(name) : size.free;
+                }
+                const bool same = tensors[i].name == prefix + state.name && tensors[i].is_like(state);
+                if (!same || !(state.shape[0] == batch)) return false;
             }
             return true;
         };

@@ -36,13 +36,15 @@ inline std::string text(const std::vector<Size>& shape) {
     return result + "]";
 }
 
-/// How many numbers a tensor of this shape holds.
+constexpr const char* kPast = "past";  // the free size of states that grow: the frames that a stream has seen
+
+/// How many numbers a tensor of this shape holds; none, of a state that grows and has not yet.
 inline std::size_t count(const Shape& shape) {
     constexpr std::int64_t most = std::int64_t{1} << 40;
     std::int64_t product = 1;
     for (const std::int64_t size : shape) {
-        if (size < 1 || product > most / size) {
-            throw RequestError("shape " + text(shape) + " is empty or too large; give sizes from 1");
+        if (size < 0 || (size > 0 && product > most / size)) {
+            throw RequestError("shape " + text(shape) + " is negative or too large; give fewer");
         }
         product *= size;
     }

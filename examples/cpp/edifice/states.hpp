@@ -21,6 +21,7 @@ namespace edifice {
 struct Slot {
     std::vector<Tensor> states;
     std::uint64_t moment = 0;  // no two states of a program have the same
+    std::int64_t past = 0;     // frames that states which grow are of
 };
 
 inline Tensor allocate(const TensorSpec& spec, const Sizes& sizes) {
@@ -36,8 +37,20 @@ inline Slot allocate(const std::vector<StateSpec>& states, const Sizes& sizes) {
     return slot;
 }
 
-inline void copy_states(const std::vector<Tensor>& from, std::vector<Tensor>& to) {
-    for (std::size_t i = 0; i < from.size(); ++i) std::memcpy(to[i].bytes(), from[i].bytes(), from[i].byte_size());
+/// Makes room for what a slot holds after so many frames; what states that grow held in it is lost.
+inline void grow(Slot& slot, const std::vector<StateSpec>& states, Sizes sizes, std::int64_t past) {
+    if (slot.past == past) return;
+    sizes[kPast] = slot.past = past;
+    for (std::size_t i = 0; i < states.size(); ++i) {
+        if (states[i].grows()) slot.states[i] = allocate(states[i].tensor, sizes);
+    }
+}
+
+/// Copies states to a slot that has the room.
+inline void copy_states(const Slot& from, Slot& to) {
+    for (std::size_t i = 0; i < from.states.size(); ++i) {
+        copy_bytes(to.states[i].bytes(), from.states[i].bytes(), from.states[i].byte_size());
+    }
 }
 
 /// The first states: each entry of the batch has the same.
@@ -87,6 +100,7 @@ class Snapshot {
     friend class Stream;
     std::string identity_;
     std::uint64_t moment_ = 0;
+    std::int64_t past_ = 0;
     std::vector<std::vector<char>> states_;
 };
 

@@ -26,7 +26,7 @@ namespace edifice {
 ///
 /// The states are in a ring of buffer sets. A step reads one set and writes the next, so nothing is updated in place,
 /// and rewind only moves an index. After the constructor, step allocates nothing beyond what ONNX Runtime does in a
-/// run.
+/// run, and room for states that grow.
 class Stream {
 public:
     /// history: the most frames that it can be rewound by; each keeps a copy of the states.
@@ -38,12 +38,14 @@ public:
           states_(model.bundle().states),
           session_(model.session("stream")),
           in_place_(model.options().provider == "cpu"),
+          grows_(std::any_of(states_.begin(), states_.end(), [](const StateSpec& state) { return state.grows(); })),
           identity_(model.bundle().weights + " with batch " + std::to_string(batch)) {
         if (batch < 1) throw RequestError("batch is " + std::to_string(batch) + "; give 1 or more");
         if (history > 100'000) throw RequestError("history is " + std::to_string(history) + "; give at most 100000");
         const std::string& symbol = step_.inputs[0].shape[0].free;
         check_limits(step_, "a stream", symbol, batch);
         sizes_[symbol] = batch;
+        sizes_[kPast] = 0;
         if (model.bundle().has("prefill")) {
             prefill_ = model.bundle().graph("prefill");
             prefill_session_ = model.session("prefill");
@@ -107,16 +109,18 @@ public:
         if (frames > piece_) between = allocate(states_, sizes_);
         const Slot* past = &slots_[current_];
         for (std::int64_t start = 0; start < frames; start += piece_) {
+            const std::int64_t taken = std::min(piece_, frames - start);
             std::vector<Tensor> piece;
             for (std::size_t i = 0; i < inputs.size(); ++i) {
-                piece.push_back(some_frames(inputs[i], shapes[i], start, std::min(piece_, frames - start)));
+                piece.push_back(some_frames(inputs[i], shapes[i], start, taken));
             }
             Ort::IoBinding binding(*prefill_session_);
             bind_inputs(binding, prefill_, piece, *past);
             bind_outputs(binding, prefill_, slots_[after(current_)]);
-            run(*prefill_session_, binding, prefill_, piece, *past);
+            run(*prefill_session_, binding, prefill_, piece, *past, taken);
             if (frames - start <= piece_) break;
-            copy_states(slots_[after(current_)].states, between.states);
+            grow(between, slots_[after(current_)].past);
+            copy_states(slots_[after(current_)], between);
             past = &between;
         }
         return go_on();
@@ -124,7 +128,8 @@ public:
 
     /// Back to before the first frame; there is nothing to rewind then.
     void reset() {
-        copy_states(initial_.states, slots_[current_].states);
+        grow(slots_[current_], 0);
+        copy_states(initial_, slots_[current_]);
         slots_[current_].moment = next_moment();
         rewindable_ = 0;
     }
@@ -139,6 +144,7 @@ public:
         const Slot& slot = slots_[current_];
         into.identity_ = identity_;
         into.moment_ = slot.moment;
+        into.past_ = slot.past;
         into.states_.resize(slot.states.size());
         for (std::size_t i = 0; i < slot.states.size(); ++i) {
             const char* bytes = static_cast<const char*>(slot.states[i].bytes());
@@ -149,11 +155,7 @@ public:
     /// Goes to a snapshot of this stream, or of another of the same weights and batch. The history goes back with it
     /// where it holds that moment, and is forgotten otherwise.
     void restore(const Snapshot& mark) {
-        bool same = mark.identity_ == identity_ && mark.states_.size() == states_.size();
-        for (std::size_t i = 0; same && i < states_.size(); ++i) {
-            same = mark.states_[i].size() == initial_.states[i].byte_size();
-        }
-        if (!same) {
+        if (mark.identity_ != identity_) {
             throw RequestError("the snapshot is of weights " + (mark.states_.empty() ? "none" : mark.identity_) +
                                ", and this stream of weights " + identity_ + "; restore it where it was taken");
         }
@@ -164,8 +166,9 @@ public:
         rewindable_ = 0;
         Slot& slot = slots_[current_];
         slot.moment = mark.moment_;
+        grow(slot, mark.past_);
         for (std::size_t i = 0; i < slot.states.size(); ++i) {
-            std::memcpy(slot.states[i].bytes(), mark.states_[i].data(), mark.states_[i].size());
+            copy_bytes(slot.states[i].bytes(), mark.states_[i].data(), mark.states_[i].size());
         }
     }
 
@@ -201,17 +204,25 @@ private:
         for (std::size_t i = 0; i < how_many; ++i) {
             std::memcpy(frames_[i].bytes(), inputs[i].data, frames_[i].byte_size());
         }
-        run(*session_, bindings_[current_], step_, frames_, slots_[current_]);
+        run(*session_, bindings_[current_], step_, frames_, slots_[current_], 1);
         return go_on();
     }
 
-    /// Writes results_, and the states after `past` to the slot after the current one.
+    void grow(Slot& slot, std::int64_t past) const {
+        if (grows_) edifice::grow(slot, states_, sizes_, past);
+    }
+
+    /// Writes results_, and the states after `past` and so many frames to the slot after the current one.
     void run(Ort::Session& session, Ort::IoBinding& binding, const GraphSpec& graph, const std::vector<Tensor>& inputs,
-             const Slot& past) {
+             const Slot& past, std::int64_t frames) {
         Slot& written = slots_[after(current_)];
         try {
             // Where the provider has a memory of its own, binding an input copies it there: once is not enough.
-            if (!in_place_) bind_inputs(binding, graph, inputs, past);
+            if (!in_place_ || grows_) bind_inputs(binding, graph, inputs, past);
+            if (grows_) {
+                grow(written, past.past + frames);
+                bind_outputs(binding, graph, written);
+            }
             written.moment = next_moment();
             session.Run(Ort::RunOptions{nullptr}, binding);
         } catch (const Ort::Exception& error) {
@@ -248,7 +259,7 @@ private:
     std::vector<TensorSpec> outputs_;
     std::vector<StateSpec> states_;
     std::shared_ptr<Ort::Session> session_, prefill_session_;  // the latter null without such a graph
-    bool in_place_;
+    bool in_place_, grows_;
     std::string identity_;
     Sizes sizes_;                           // of the batch
     std::vector<Tensor> frames_, results_;  // what the bindings read and write

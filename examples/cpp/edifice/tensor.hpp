@@ -4,6 +4,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <iterator>
 #include <string>
 #include <utility>
@@ -140,6 +141,11 @@ inline Ort::Value view(const Numbers& numbers, const Shape& shape) {
     const auto memory = Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault);
     return Ort::Value::CreateTensor(memory, const_cast<void*>(numbers.data), numbers.size * type_of(numbers.type).bytes,
                                     shape.data(), shape.size(), numbers.type);
+}
+
+/// Copies bytes, of which there may be none, and then no place either.
+inline void copy_bytes(void* to, const void* from, std::size_t size) {
+    if (size != 0) std::memcpy(to, from, size);
 }
 
 }  // namespace edifice

@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <cstring>
 #include <string>
 
 #include "errors.hpp"
@@ -55,9 +54,10 @@ inline Tensor parse_tensor(const std::string& bytes, const std::string& place) {
     const auto type = std::find_if(kTypes.begin(), kTypes.end(),
                                    [&](const Type& each) { return code == static_cast<std::uint64_t>(each.code); });
     if (type == kTypes.end()) throw damaged("has the data_type " + std::to_string(code) + ", which no graph takes");
-    std::size_t expected = type->bytes;
+    const bool empty = std::find(shape.begin(), shape.end(), 0) != shape.end();
+    std::size_t expected = empty ? 0 : type->bytes;
     for (const std::int64_t each : shape) {
-        if (each < 1 || expected > size / static_cast<std::size_t>(each))
+        if (each < 0 || (!empty && expected > size / static_cast<std::size_t>(each)))
             throw damaged("has another size than its shape");
         expected *= static_cast<std::size_t>(each);
     }
@@ -67,7 +67,7 @@ inline Tensor parse_tensor(const std::string& bytes, const std::string& place) {
         throw damaged("holds truths that are not 0 or 1");
     }
     Tensor tensor(type->code, shape);
-    std::memcpy(tensor.bytes(), raw, size);
+    copy_bytes(tensor.bytes(), raw, size);
     return tensor;
 }
 
