@@ -122,8 +122,8 @@ namespace Edifice
         }
 
         /// <summary>
-        /// Compares a model with the manifest, with all that is beside it: weights above 2 GiB are in files that it
-        /// names itself.
+        /// Compares a model with the manifest, and the file of its weights. A model names the files that it reads
+        /// itself, so nothing is beside it that the manifest doesn't list.
         /// </summary>
         public string CheckModel(GraphSpec graph)
         {
@@ -134,15 +134,15 @@ namespace Edifice
                 foreach (string path in Directory.EnumerateFiles(beside, "*", SearchOption.AllDirectories))
                 {
                     string name = Path.GetRelativePath(Folder, path).Replace(Path.DirectorySeparatorChar, '/');
-                    if (!manifest.Files.ContainsKey(name))
+                    if (name != "manifest.json" && !manifest.Files.ContainsKey(name))
                     {
                         throw manifest.Damaged($"'{name}' is beside a model and not listed under files");
                     }
                 }
             }
-            if (manifest.Files.ContainsKey(graph.Model + ".data"))
+            if (graph.Weights != null)
             {
-                Check(graph.Model + ".data");
+                Check(graph.Weights);
             }
             return Check(graph.Model);
         }

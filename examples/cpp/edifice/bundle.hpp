@@ -51,16 +51,17 @@ public:
         return path / name;
     }
 
-    /// Where a model is, checked with all that is beside it: weights above 2 GiB are in files that it names itself.
-    std::filesystem::path checked_model(const std::string& name) const {
-        const std::filesystem::path model = checked(name);
+    /// Where a model is, checked with the file of its weights. It names the files that it reads itself, so nothing is
+    /// beside it that the manifest doesn't list.
+    std::filesystem::path checked_model(const GraphSpec& graph) const {
+        const std::filesystem::path model = checked(graph.model);
         for (const auto& entry : std::filesystem::recursive_directory_iterator(model.parent_path())) {
             const auto utf8 = entry.path().lexically_relative(path).generic_u8string();
             const std::string file(utf8.begin(), utf8.end());
-            if (entry.is_directory()) continue;
+            if (entry.is_directory() || file == "manifest.json") continue;
             if (files.count(file) == 0) throw damaged("'" + file + "' is beside a model and not listed under files");
         }
-        if (files.count(name + ".data") != 0) checked(name + ".data");
+        if (graph.weights) checked(*graph.weights);
         return model;
     }
 
