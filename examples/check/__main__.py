@@ -30,7 +30,7 @@ from edifice_reference.models.registry import ARCHITECTURES
 
 from .cpp import Cpp
 from .csharp import CSharp
-from .damage import DAMAGES, OF_BROWSERS, rename_architecture
+from .damage import DAMAGES, OF_BROWSERS, SHARED_DAMAGES, Damage, rename_architecture
 from .handmade import write_handmade
 from .language import CheckError, Language
 from .node import Node
@@ -58,7 +58,11 @@ PARTS: dict[str, tuple[str, dict[str, Any]]] = {
     "tiny_window_only": ("h3", {"graph": "window"}),
     "tiny_from_a_file": ("hymba", {"graph": "stream", "meta_propagation": True}),
 }
-"""Bundles without a stream, and without a window, whose states start from files."""
+"""Bundles without a stream, and without a window, whose states start from files; and below one whose graphs share a
+file of weights."""
+
+SHARED = "small_shared"
+PARTS[SHARED] = ("hymba", {"hidden_size": 96})
 
 
 MODULES = ("token_model", "both_ways", "two_and_two", "live", "recurrent", "recall")
@@ -137,14 +141,16 @@ def check_model(language: Language, sample: Path, bundle: Path, provider: str, q
     return rows
 
 
-def check_refusals(language: Language, sample: Path, bundle: Path, folder: Path) -> list[str]:
+def check_refusals(
+    language: Language, sample: Path, bundle: Path, folder: Path, damages: Sequence[Damage] = DAMAGES
+) -> list[str]:
     """Hands a sample damaged copies of a bundle; every one must be refused in one clear line.
 
     Raises:
         CheckError: one was not.
     """
     said = []
-    for damage in DAMAGES:
+    for damage in damages:
         copy = folder / "damaged" / language.name / damage.name / "bundle"
         shutil.rmtree(copy.parent, ignore_errors=True)
         shutil.copytree(bundle, copy)
@@ -158,8 +164,7 @@ def check_refusals(language: Language, sample: Path, bundle: Path, folder: Path)
                 f"{damage.says!r}, got {done.returncode}: {_tail(done.stderr or done.stdout)}"
             )
         said.append(f"{language.name} refuses {damage.name}")
-    said.append(check_browsers(language, sample, bundle, folder))
-    return [*said, check_printable(language, sample, bundle, folder)]
+    return said
 
 
 def check_browsers(language: Language, sample: Path, bundle: Path, folder: Path) -> str:
@@ -171,7 +176,7 @@ def check_browsers(language: Language, sample: Path, bundle: Path, folder: Path)
     copy = folder / "damaged" / language.name / "browsed" / "bundle"
     shutil.rmtree(copy.parent, ignore_errors=True)
     shutil.copytree(bundle, copy)
-    for model in list(copy.rglob("model.onnx")):
+    for model in list(copy.rglob("*.onnx")):
         for name in OF_BROWSERS:
             model.with_name(name).touch()
     done = language.run(sample, copy, "--frames", "1")
@@ -235,7 +240,11 @@ def check_language(language: Language, bundles: dict[str, Path], folder: Path, q
             if wanted:
                 rows += check_model(language, first, sample / "bundle", provider, quick, model)
                 print(f"{language.name} on {provider}: {model} is right", flush=True)
-    for line in (*check_refusals(language, first, small, folder), *language.extra(first, small)):
+    said = check_refusals(language, first, small, folder)
+    said += check_refusals(language, first, bundles[SHARED], folder, SHARED_DAMAGES)
+    said += [check_browsers(language, first, bundle, folder) for bundle in (small, bundles[SHARED])]
+    said.append(check_printable(language, first, small, folder))
+    for line in (*said, *language.extra(first, small)):
         print(line, flush=True)
     return rows
 
@@ -250,7 +259,7 @@ def build_bundles(folder: Path, quick: bool) -> dict[str, Path]:
             print(f"{prefix}{name}: bundle built", flush=True)
     for model, (name, options) in PARTS.items():
         bundles[model] = folder / "bundles" / model
-        ee.build(name, output=bundles[model], **TINY, **options)
+        ee.build(name, output=bundles[model], **TINY | options)
         print(f"{model}: bundle built", flush=True)
     for model in MODULES:
         bundles[model] = folder / "bundles" / model

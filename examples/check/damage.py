@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-__all__ = ["DAMAGES", "OF_BROWSERS", "Damage", "overflow", "rename_architecture"]
+__all__ = ["DAMAGES", "OF_BROWSERS", "SHARED_DAMAGES", "Damage", "overflow", "rename_architecture"]
 
 ESCAPES = "\x1b[2J\u202e\x9b\x7f"
 """Clears a terminal, reverses what follows, and starts and deletes."""
@@ -119,3 +119,42 @@ DAMAGES = (
     Damage("a bundle without a manifest", _no_manifest, 2, "manifest.json"),
     Damage("a damaged manifest", _no_json, 1, "manifest.json"),
 )
+
+_WEIGHTS = "weights.safetensors"
+
+
+def _flipped(bundle: Path) -> None:
+    path = bundle / _WEIGHTS
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def _truncated(bundle: Path) -> None:
+    path = bundle / _WEIGHTS
+    path.write_bytes(path.read_bytes()[:-4])
+
+
+def _weights_are(place: str) -> Callable[[Path], None]:
+    def change(manifest: dict[str, Any]) -> None:
+        for graph in manifest["graphs"].values():
+            graph["weights"] = place
+        manifest["files"][place] = manifest["files"][_WEIGHTS]
+
+    return lambda bundle: _edit(bundle, change)
+
+
+SHARED_DAMAGES = (
+    Damage("weights with another bit", _flipped, 1, f"'{_WEIGHTS}' was changed"),
+    Damage("truncated weights", _truncated, 1, f"'{_WEIGHTS}' was changed"),
+    Damage("missing weights", lambda bundle: (bundle / _WEIGHTS).unlink(), 1, f"'{_WEIGHTS}' is missing"),
+    Damage("weights outside the bundle", _weights_are("../weights"), 1, "../weights"),
+    Damage("weights that are not beside the model", _weights_are("a/weights"), 1, "are not a file beside"),
+    Damage(
+        "weights that are not listed",
+        lambda bundle: _edit(bundle, lambda manifest: manifest["files"].pop(_WEIGHTS)),
+        1,
+        "not listed",
+    ),
+)
+"""Of a bundle whose graphs share a file of weights."""

@@ -125,8 +125,8 @@ namespace Edifice
         }
 
         /// <summary>
-        /// Compares a model with the manifest, with all that is beside it: weights above 2 GiB are in files that it
-        /// names itself.
+        /// Compares a model with the manifest, and the file of its weights. A model names the files that it reads
+        /// itself, so nothing is beside it that the manifest doesn't list.
         /// </summary>
         public string CheckModel(GraphSpec graph)
         {
@@ -137,15 +137,16 @@ namespace Edifice
                 foreach (string path in Directory.EnumerateFiles(beside, "*", SearchOption.AllDirectories))
                 {
                     string name = Path.GetRelativePath(Folder, path).Replace(Path.DirectorySeparatorChar, '/');
-                    if (!manifest.Files.ContainsKey(name) && !OfBrowsers.Contains(Path.GetFileName(path)))
+                    bool known = name == "manifest.json" || OfBrowsers.Contains(Path.GetFileName(path));
+                    if (!known && !manifest.Files.ContainsKey(name))
                     {
                         throw manifest.Damaged($"'{name}' is beside a model and not listed under files");
                     }
                 }
             }
-            if (manifest.Files.ContainsKey(graph.Model + ".data"))
+            if (graph.Weights != null)
             {
-                Check(graph.Model + ".data");
+                Check(graph.Weights);
             }
             return Check(graph.Model);
         }

@@ -127,6 +127,9 @@ namespace Edifice
 
         public string Model { get; }
 
+        /// <summary>The file beside it that it keeps its weights in; null if it has them itself.</summary>
+        public string? Weights { get; internal set; }
+
         /// <summary>All that it takes: its own inputs, and then past.* of every state, in their order.</summary>
         public InputSpec[] Inputs { get; }
 

@@ -146,11 +146,24 @@ namespace Edifice
                     ? null
                     : Inside(Text(Field(sequence, "folder"))),
             };
+            if (entry.TryGetProperty("weights", out JsonElement weights) && weights.ValueKind != JsonValueKind.Null)
+            {
+                graph.Weights = Beside(Text(weights), graph.Model);
+            }
             foreach (JsonProperty limit in Field(entry, "limits").EnumerateObject())
             {
                 graph.Limits[limit.Name] = ReadLimit(limit);
             }
             return graph.TestData.Length > 0 ? graph : throw Damaged($"the {name} graph has no test data");
+        }
+
+        /// <summary>A file that the manifest vouches for, in the folder of a model.</summary>
+        private string Beside(string weights, string model)
+        {
+            int folder = model.LastIndexOf('/') + 1;
+            bool beside = weights != model && weights.LastIndexOf('/') + 1 == folder
+                && string.CompareOrdinal(weights, 0, model, 0, folder) == 0;
+            return beside ? Listed(weights) : throw Damaged($"the weights '{weights}' are not a file beside '{model}'");
         }
 
         private (int Least, int? Most) ReadLimit(JsonProperty limit)

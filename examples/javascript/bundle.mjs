@@ -5,13 +5,17 @@ import { MANIFEST, PAST, checkManifest } from './manifest.mjs';
 import { parseTensor } from './tensor_file.mjs';
 import { describe, fits } from './tensors.mjs';
 
+/** What browsers of files leave in folders that they show, and no part of a bundle. */
+const OF_BROWSERS = ['Thumbs.db', 'desktop.ini', '.DS_Store'];
+
 export class Bundle {
   #read;
 
   /**
    * @param {string} name what messages call it, such as its folder
    * @param {(path: string) => Promise<Uint8Array | null>} read gives a file of the folder, or null where there is none.
-   *   Paths are relative, with forward slashes, and don't leave the folder.
+   *   Paths are relative, with forward slashes, and don't leave the folder. In Node it has two methods: `place(path)`,
+   *   where a file is on disk, and `beside(path)`, the paths of all that is in its folder.
    */
   static async open(name, read) {
     const bytes = await read(MANIFEST);
@@ -87,6 +91,18 @@ export class Bundle {
       );
     }
     return bytes;
+  }
+
+  /** Where a model is that reads its weights itself, when these are what the manifest says, and nothing else is there. */
+  async modelPath(model, weights) {
+    await this.file(weights);
+    for (const path of await this.#read.beside(model)) {
+      const known = path === MANIFEST || OF_BROWSERS.includes(path.split('/').at(-1));
+      if (!known && !Object.hasOwn(this.manifest.files, path)) {
+        throw this.damaged(`'${path}' is beside a model and not listed in ${MANIFEST}`);
+      }
+    }
+    return this.#read.place(model);
   }
 
   /** Checks every file that the manifest lists. */

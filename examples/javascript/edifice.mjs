@@ -112,7 +112,7 @@ export class Model {
   }
 
   async #load(graph) {
-    const { model, inputs, outputs } = this.bundle.graph(graph);
+    const { model, weights, inputs, outputs } = this.bundle.graph(graph);
     const bytes = await this.bundle.file(model);
     const options = {
       executionProviders: [this.provider],
@@ -124,20 +124,22 @@ export class Model {
       const states = outputs.slice(this.bundle.own(graph).outputs.length);
       options.preferredOutputLocation = Object.fromEntries(states.map(({ name }) => [name, 'gpu-buffer']));
     }
-    const data = `${model}.data`; // models beyond 2 GiB keep their weights beside them
-    if (Object.hasOwn(this.bundle.manifest.files, data)) {
-      options.externalData = [{ path: data.split('/').pop(), data: await this.bundle.file(data) }];
+    let source = bytes;
+    if (weights && this.ort.env.versions.node) {
+      source = await this.bundle.modelPath(model, weights); // Node's runtime reads weights itself, beside the model
+    } else if (weights) {
+      options.externalData = [{ path: weights.split('/').pop(), data: await this.bundle.file(weights) }];
     }
-    const session = await this.#open(model, bytes, options);
+    const session = await this.#open(model, source, options);
     const same = (found, specs) => JSON.stringify(found) === JSON.stringify(specs.map(({ name }) => name));
     if (same(session.inputNames, inputs) && same(session.outputNames, outputs)) return session;
     await session.release();
     throw this.bundle.damaged(`'${model}' has other inputs or outputs than the manifest says`);
   }
 
-  async #open(model, bytes, options) {
+  async #open(model, source, options) {
     try {
-      return await this.ort.InferenceSession.create(bytes, options);
+      return await this.ort.InferenceSession.create(source, options);
     } catch (error) {
       if (['cpu', 'wasm'].includes(this.provider)) {
         throw new CheckError(`bundle ${this.bundle.name}: ONNX Runtime can't load '${model}': ${error.message}`);

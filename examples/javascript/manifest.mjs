@@ -94,6 +94,12 @@ function checkGraph(bundle, name, graph, expect) {
   expect(GRAPHS.includes(name), `graph '${name}' is none of ${GRAPHS.join(', ')}`);
   expect(isObject(graph), `graph ${name} should be an object`);
   checkPath(bundle, graph.model);
+  if (graph.weights != null) {
+    checkPath(bundle, graph.weights);
+    const beside = folderOf(graph.weights) === folderOf(graph.model) && graph.weights !== graph.model;
+    expect(beside, `the weights '${graph.weights}' of graph ${name} are not a file beside '${graph.model}'`);
+    expect(Object.hasOwn(bundle.manifest.files, graph.weights), `'${graph.weights}' is used and not listed under files`);
+  }
   checkTensors(bundle, `graph ${name}`, graph, expect);
   expect(Array.isArray(graph.test_data) && graph.test_data.length, `graph ${name} should have test_data`);
   graph.test_data.forEach((folder) => checkPath(bundle, folder));
@@ -154,6 +160,8 @@ function checkTensors({ manifest: { sizes } }, place, { inputs, outputs }, expec
 }
 
 const nameOf = ({ name }) => name;
+
+const folderOf = (path) => path.slice(0, path.lastIndexOf('/') + 1);
 
 const same = (a, b) => JSON.stringify(a) === JSON.stringify(b);
 

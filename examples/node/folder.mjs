@@ -1,6 +1,6 @@
 // A reader of a bundle's folder for Bundle.open.
 
-import { readFile, realpath, stat } from 'node:fs/promises';
+import { readFile, readdir, realpath, stat } from 'node:fs/promises';
 import path from 'node:path';
 
 import { CheckError, RequestError } from '../javascript/edifice.mjs';
@@ -15,7 +15,7 @@ export async function openFolder(folder) {
     if (error instanceof RequestError) throw error;
     throw new RequestError(`bundle ${folder}: no such folder (${error.code}); make one with \`edifice-export build\``);
   }
-  return async (name) => {
+  const read = async (name) => {
     try {
       const file = await realpath(path.join(root, name));
       if (!file.startsWith(root + path.sep)) {
@@ -28,4 +28,11 @@ export async function openFolder(folder) {
       throw new RequestError(`bundle ${folder}: '${name}' can't be read (${error.code}); check its rights`);
     }
   };
+  const place = (name) => path.join(root, name);
+  const beside = async (name) => {
+    const entries = await readdir(path.dirname(place(name)), { recursive: true, withFileTypes: true });
+    const files = entries.filter((entry) => !entry.isDirectory());
+    return files.map((entry) => path.relative(root, path.join(entry.parentPath, entry.name)).replaceAll(path.sep, '/'));
+  };
+  return Object.assign(read, { place, beside });
 }

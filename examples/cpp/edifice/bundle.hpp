@@ -53,20 +53,21 @@ public:
         return place_in(path, name);
     }
 
-    /// Where a model is, checked with all that is beside it: weights above 2 GiB are in files that it names itself.
-    std::filesystem::path checked_model(const std::string& name) const {
-        const std::filesystem::path model = checked(name);
+    /// Where a model is, checked with the file of its weights. It names the files that it reads itself, so nothing is
+    /// beside it that the manifest doesn't list.
+    std::filesystem::path checked_model(const GraphSpec& graph) const {
+        const std::filesystem::path model = checked(graph.model);
         const std::filesystem::path folder = model.parent_path();
+        const std::string place = graph.model.substr(0, graph.model.rfind('/') + 1);
         for (const auto& entry : std::filesystem::recursive_directory_iterator(folder)) {
-            if (entry.is_directory()) continue;
             // Not lexically_relative, which knows no paths that begin with \\?\.
             const std::filesystem::path below = entry.path().native().substr(folder.native().size() + 1);
             const auto utf8 = below.generic_u8string();
-            const std::string file = name.substr(0, name.rfind('/') + 1) + std::string(utf8.begin(), utf8.end());
-            if (is_of_browser(entry.path().filename())) continue;
+            const std::string file = place + std::string(utf8.begin(), utf8.end());
+            if (entry.is_directory() || file == "manifest.json" || is_of_browser(entry.path().filename())) continue;
             if (files.count(file) == 0) throw damaged("'" + file + "' is beside a model and not listed under files");
         }
-        if (files.count(name + ".data") != 0) checked(name + ".data");
+        if (graph.weights) checked(*graph.weights);
         return model;
     }
 

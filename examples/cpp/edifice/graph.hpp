@@ -71,6 +71,7 @@ struct Limits {
 
 struct GraphSpec {
     std::string model;
+    std::optional<std::string> weights;        // a file beside it; none if it has them itself
     std::vector<TensorSpec> inputs, outputs;   // its own, and then those of states
     std::size_t states = 0;                    // how many it carries
     std::vector<std::string> test_data;        // folders

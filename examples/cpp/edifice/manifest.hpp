@@ -198,6 +198,9 @@ private:
     GraphSpec parse_graph(const std::string& name, const nlohmann::json& entry) const {
         GraphSpec spec;
         spec.model = inside(entry.at("model").get<std::string>());
+        if (const auto kept = entry.find("weights"); kept != entry.end() && !kept->is_null()) {
+            spec.weights = beside(inside(kept->get<std::string>()), spec.model);
+        }
         for (const nlohmann::json& tensor : entry.at("inputs")) {
             spec.inputs.push_back(parse_tensor_spec(tensor));
             spec.inputs.back().values = parse_values(tensor.at("values"), spec.inputs.back());
@@ -219,6 +222,16 @@ private:
             spec.test_sequence = inside(sequence.at("folder").get<std::string>());
         }
         return spec;
+    }
+
+    /// A file that is listed, in the folder of a model.
+    std::string beside(const std::string& name, const std::string& model) const {
+        const auto folder = [](const std::string& path) { return path.substr(0, path.rfind('/') + 1); };
+        if (name == model || folder(name) != folder(model)) {
+            throw damaged("the weights '" + name + "' are not a file beside '" + model + "'");
+        }
+        if (files.count(name) == 0) throw damaged("'" + name + "' is used and not listed under files");
+        return name;
     }
 
     /// A whole number within bounds.

@@ -93,7 +93,7 @@ public:
         const std::lock_guard<std::mutex> lock(mutex_);
         std::shared_ptr<Ort::Session>& held = sessions_[name];
         if (held == nullptr) {
-            const std::filesystem::path path = bundle_.checked_model(graph.model);
+            const std::filesystem::path path = bundle_.checked_model(graph);
             try {
                 // The path goes as it is, of wide characters on Windows.
                 const auto loaded =
