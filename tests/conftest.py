@@ -77,3 +77,12 @@ def primed(tmp_path_factory: pytest.TempPathFactory) -> ee.Bundle:
 
 
 any_architecture = pytest.mark.parametrize("bundle", [ANY], indirect=True)
+
+"""ANY alone."""
+
+others_slow = pytest.mark.parametrize(
+    "bundle",
+    [ANY, *(pytest.param(name, marks=pytest.mark.slow) for name in ARCHITECTURES if name != ANY)],
+    indirect=True,
+)
+"""ANY in the main suite, and the other architectures among the slow tests."""

@@ -36,6 +36,7 @@ GIVEN: dict[str, dict[str, Any]] = {
     "load": {"bundle": "{bundle}"},
     "op": {"name": "mine::wrong", "bodies": []},
     "scaffold": {"language": "cpp", "bundle": "{bundle}", "output": "{new}"},
+    "standins": {},
     "to_edifice": {"parameters": {}, "architecture": "h3"},
     "verify": {"bundle": "{bundle}"},
     "Source": {"module": nn.Linear(2, 2), "args": (torch.ones(2, 2),)},

@@ -187,7 +187,7 @@ def test_verify_of_a_bundle_that_may_only_be_read(capfd: Capture, bot: Path) -> 
 
 
 @pytest.mark.parametrize("old", [True, False])
-@pytest.mark.parametrize("step", ["_write_examples", "_write_graph", "_parity_of"])
+@pytest.mark.parametrize("step", ["_write_examples", "_make_graph", "_parity_of"])
 def test_interrupted(capfd: Capture, bot: Path, monkeypatch: pytest.MonkeyPatch, step: str, old: bool) -> None:
     if not old:
         shutil.rmtree(bot)
@@ -300,8 +300,8 @@ PLACES: list[Place] = [
     ("program", "options", "window_size"),
 ]
 PLACES.remove((*GRAPH, "test_sequence"))  # which may be missing
-OPTIONAL = (("frames",), ("reference",), ("program", "numerics"), (*TENSOR, "values", "below"))
-"""Fields that are null of some bundles, and the last of this one."""
+OPTIONAL = (("frames",), ("reference",), ("program", "numerics"), (*TENSOR, "values", "below"), (*GRAPH, "weights"))
+"""Fields that are null of some bundles, and the last two of this one."""
 
 NUMBERS = {"kind": "normal", "below": None}
 STATE, POSITION, STREAM = ("states", 0), ("states", 8, "initial"), ("graphs", "stream")

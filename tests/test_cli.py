@@ -26,7 +26,8 @@ COMMANDS = {
     "list": {"--json"},
     "build": set(),
     "export": {
-        *("--target", "--precision", "--optimize", "--inline", "--opset", "--seed", "--tolerance", "--output", "--json")
+        *("--target", "--precision", "--optimize", "--inline", "--single-file", "--opset", "--seed", "--tolerance"),
+        *("--output", "--json"),
     },
     "verify": {"--provider", "--tolerance", "--every-prefix", "--source", "--json"},
     "run": {"--input", "--output", "--stride", "--stream", "--provider", "--threads", "--optimization", "--json"},
@@ -39,8 +40,8 @@ COMMANDS = {
     "doctor": {"--json"},
 }
 OF_EVERY_BUILD = {
-    "--weights", "--numerics", "--graph", "--target", "--precision", "--optimize", "--inline", "--opset", "--seed",
-    "--tolerance", "--output", "--json",
+    "--weights", "--numerics", "--graph", "--target", "--precision", "--optimize", "--inline", "--single-file",
+    "--opset", "--seed", "--tolerance", "--output", "--json",
 }  # fmt: skip
 
 

@@ -15,7 +15,7 @@ import onnx
 import pytest
 import torch
 from cli_helpers import REMOVED, edit_manifest, replace_bodies
-from conftest import GOLDEN, TINY, any_architecture
+from conftest import GOLDEN, TINY, any_architecture, others_slow
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx import numpy_helper
@@ -131,6 +131,7 @@ def scale_initializer(model: onnx.ModelProto, name: str, factor: float) -> None:
     tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(factor), name))
 
 
+@others_slow
 def test_a_wrong_weight_is_found_at_its_node(bundle: ee.Bundle, tmp_path: Path) -> None:
     model = onnx.load(bundle.file("window/model.onnx"))
     products = [node for node in model.graph.node if node.op_type == "MatMul" and node.name.startswith("blocks.1.")]

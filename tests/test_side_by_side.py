@@ -211,13 +211,13 @@ def compared(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
 def test_the_window_is_verified_while_the_stream_is_traced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compared: threading.Event
 ) -> None:
-    real = assemble._write_graph
+    real = assemble._make_graph
 
     def write(folder: Path, program: Any, manifest: Any, name: str, *rest: Any) -> Any:
         assert name == "window" or compared.wait(WAIT)
         return real(folder, program, manifest, name, *rest)
 
-    monkeypatch.setattr(assemble, "_write_graph", write)
+    monkeypatch.setattr(assemble, "_make_graph", write)
     bundle = ee.build(ANY, output=tmp_path / "bot", **TINY)
     assert bundle.path == tmp_path / "bot"
     assert bundle.manifest.parity["cases"] == len(ee.verify(bundle, ["cpu"]).cases)
@@ -227,13 +227,13 @@ def test_a_large_model_is_verified_when_all_is_traced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compared: threading.Event
 ) -> None:
     """It takes all cores by itself; what is compared is the same."""
-    real = assemble._write_graph
+    real = assemble._make_graph
 
     def write(*arguments: Any) -> Any:
         assert not compared.is_set()
         return real(*arguments)
 
-    monkeypatch.setattr(assemble, "_write_graph", write)
+    monkeypatch.setattr(assemble, "_make_graph", write)
     monkeypatch.setattr(parity, "SMALL", 0)
     bundle = ee.build(ANY, output=tmp_path / "bot", **TINY)
     alone = ee.verify(bundle, ["cpu"])
@@ -249,7 +249,7 @@ def what(case: Case) -> tuple[Any, ...]:
 def test_a_stream_that_can_not_be_made_ends_the_verification_of_the_window(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compared: threading.Event
 ) -> None:
-    before, real = threading.active_count(), assemble._write_graph
+    before, real = threading.active_count(), assemble._make_graph
 
     def write(folder: Path, program: Any, manifest: Any, name: str, *rest: Any) -> Any:
         if name == "stream":
@@ -257,17 +257,26 @@ def test_a_stream_that_can_not_be_made_ends_the_verification_of_the_window(
             raise ee.CheckError("frozen")
         return real(folder, program, manifest, name, *rest)
 
-    monkeypatch.setattr(assemble, "_write_graph", write)
+    monkeypatch.setattr(assemble, "_make_graph", write)
     with pytest.raises(ee.CheckError, match="frozen"):
         ee.build(ANY, output=tmp_path / "bot", **TINY)
     assert threading.active_count() == before
     assert not any(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("name", ["weights.safetensors", "window/model.onnx", "window/test_data_set_0/output_0.pb"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "window/model.onnx",
+        *(
+            pytest.param(n, marks=pytest.mark.slow)
+            for n in ("weights.safetensors", "window/test_data_set_0/output_0.pb")
+        ),
+    ],
+)
 def test_what_is_verified_is_what_is_vouched_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """A file that changes after the window was verified, while the rest is made."""
-    real = assemble._write_graph
+    real = assemble._make_graph
 
     def write(folder: Path, program: Any, manifest: Any, graph: str, *rest: Any) -> Any:
         written = real(folder, program, manifest, graph, *rest)
@@ -275,7 +284,7 @@ def test_what_is_verified_is_what_is_vouched_for(tmp_path: Path, monkeypatch: py
             flip(folder / name, -1)
         return written
 
-    monkeypatch.setattr(assemble, "_write_graph", write)
+    monkeypatch.setattr(assemble, "_make_graph", write)
     with pytest.raises(ee.CheckError, match=f"{name} was changed since it was verified"):
         ee.build(ANY, output=tmp_path / "bot", **TINY)
     assert not any(tmp_path.iterdir())

@@ -18,7 +18,7 @@ import numpy as np
 import onnx
 import pytest
 from cli_helpers import REMOVED, edit_manifest, forge, set_initial
-from conftest import TINY, any_architecture
+from conftest import TINY, any_architecture, others_slow
 from onnx import TensorProto, helper, numpy_helper
 from stream_helpers import WINDOW
 
@@ -30,7 +30,6 @@ from edifice_export.verification.report import Case, Report
 from edifice_export.verification.streams import AFTER, BATCH, LONG_WINDOW, MAGNITUDES, _Plan
 
 ATTENTIVE = pytest.mark.parametrize("bundle", ["hymba", "ss_transformer"], indirect=True)
-CONVOLVING = pytest.mark.parametrize("bundle", ["h3", "hyena", "hymba", "ss_transformer"], indirect=True)
 RECURRENT = pytest.mark.parametrize("bundle", ["h3", "hymba", "ss_transformer"], indirect=True)
 
 Change = Callable[[onnx.ModelProto], None]
@@ -293,7 +292,7 @@ def test_an_entry_that_sees_others_is_found(bundle: ee.Bundle, tmp_path: Path, l
     assert report.departure.node.startswith("input_projection")
 
 
-@CONVOLVING
+@others_slow
 def test_a_history_that_hands_over_wrong_frames_is_found(bundle: ee.Bundle, tmp_path: Path) -> None:
     def state_is_a_frame_late(model: onnx.ModelProto) -> None:
         body = body_of(model, "CausalConv1d")

@@ -237,9 +237,10 @@ def _parse_graph(reader: _Reader) -> GraphEntry:
 
 
 def _parse_weights(reader: _Reader) -> str | None:
-    if reader.content.get("weights") is None:
+    weights = reader.optional("weights", str)
+    if weights is None:
         return None
-    model, weights = (reader.inside(reader.take(name, str)) for name in ("model", "weights"))
+    model, weights = (reader.inside(path) for path in (reader.take("model", str), weights))
     if PurePosixPath(weights).parent != PurePosixPath(model).parent or weights == model:
         raise reader.error(f"the weights {weights!r:.80} of {reader.place} are not a file beside {model!r:.80}")
     return weights
