@@ -90,7 +90,8 @@ def _op_for(loop: ast.For | ast.While) -> str:
         return "ops.causal_attention and ops.sliding_attention attend over time"
     if any(word in text for word in ("einsum", "@", "matmul", "bmm", "unsqueeze", "None]")):
         return (
-            "ops.selective_scan(x, delta, a, b, c) computes h = exp(delta * a) * h + b * x, y = c . h for every frame"
+            "ops.selective_scan(x, delta, a, b, c) computes h = exp(delta * a) * h + b * x, y = c . h for every frame; "
+            "the state of ops.linear_attention and ops.gated_delta_rule is a matrix for each head"
         )
     return "ops.linear_scan(x, log_decay) computes h = exp(log_decay) * h + x for every frame"
 
