@@ -108,7 +108,7 @@ class Cpp:
             for copy in (whole, extra):
                 self._compile(copy, f"-DCMAKE_CXX_FLAGS={_SANITIZERS}", "-DCMAKE_BUILD_TYPE=RelWithDebInfo")
             lines = [_check_digests(extra), _check_allocations(extra, bundle)]
-            lines += [f"a provider finds the logger: {_extra(extra, 'webgpu', bundle)}"]
+            lines += [f"a provider finds the logger: {_check_logger(extra, bundle)}"]
             lines += [_extra(extra, "magnitudes", bundle), *_check_damaged(extra, bundle, place / "bundle")]
             handmade = write_handmade(place / "handmade", prefill=False)
             with_prefill = write_handmade(place / "with_prefill", prefill=True)
@@ -225,6 +225,13 @@ def must(result: Run, problem: str) -> Run:
 def _extra(source: Path, *arguments: str | Path) -> str:
     result = run([source / "build" / "self_check", *arguments])
     return must(result, f"{arguments[0]} failed").stdout.strip()
+
+
+def _check_logger(source: Path, bundle: Path) -> str:
+    # A status of ONNX Runtime's own is made by an operator new that the sanitizer stands in for, and freed without.
+    environment = {**os.environ, "ASAN_OPTIONS": "alloc_dealloc_mismatch=0"}
+    result = run([source / "build" / "self_check", "webgpu", bundle], environment=environment)
+    return must(result, "webgpu failed").stdout.strip()
 
 
 def _check_digests(source: Path) -> str:
