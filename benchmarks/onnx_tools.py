@@ -4,9 +4,10 @@
     python -m benchmarks.onnx_tools --check     the same, compared with what is written there: status 1 if it differs
     python -m benchmarks.onnx_tools onnxslim    some tools, printed alone
 
-The window, stream and prefill graphs of every architecture, tiny ones, as they are (with functions) and inlined, go
-through each tool; ONNX Runtime runs what comes out on the bundle's test data, which is float64's. Each tool has a
-process of its own, so that one that crashes or hangs is a result too. The extra `tools` installs them.
+The window, stream and prefill graphs of every architecture, tiny ones, go through each tool: as they are (with
+functions), inlined, and those for `--target web`, which have no Scan, inlined. ONNX Runtime runs what comes out on the
+bundle's test data, which is float64's. Each tool has a process of its own, so that one that crashes or hangs is a
+result too. The extra `tools` installs them.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from edifice_reference.models.registry import ARCHITECTURES
 from .tool_calls import TOOLS
 
 RESULTS = Path(__file__).parent / "results"
-FORMS = ("with functions", "inlined")
+FORMS = ("with functions", "inlined", "inlined for web")
 TINY = {"embed_dim": 6, "hidden_size": 8, "num_layers": 2, "window_size": 7}
 SECONDS = 300
 """That a tool may take for all graphs."""
@@ -46,11 +47,15 @@ def write_graphs(folder: Path) -> list[str]:
     """Builds all graphs, in both forms, each with its test data beside it; gives their names."""
     names = []
     for architecture in ARCHITECTURES:
-        bundle = ee.build(architecture, output=folder / "bundles" / architecture, seed=1, **TINY)
+        portable, web = (
+            ee.build(architecture, output=folder / target / architecture, target=target, seed=1, **TINY)
+            for target in ("portable", "web")
+        )
         for graph in GRAPHS:
-            _, inputs, outputs = next(bundle.test_data(graph))
-            model = onnx.load(bundle.file(f"{graph}/model.onnx"))
-            for form, made in zip(FORMS, (model, inline(model)), strict=True):
+            _, inputs, outputs = next(portable.test_data(graph))  # the same for every target
+            model = onnx.load(portable.file(f"{graph}/model.onnx"))
+            without_scan = onnx.load(web.file(f"{graph}/model.onnx"))
+            for form, made in zip(FORMS, (model, inline(model), inline(without_scan)), strict=True):
                 names.append(f"{form}: {architecture} {graph}")
                 place = folder / names[-1]
                 place.mkdir()
@@ -126,7 +131,8 @@ def table(found: dict[str, Found], installed: dict[str, str]) -> str:
     lines = ["| tool | version | form | right | not |", "| --- | --- | --- | ---: | --- |"]
     for tool, verdicts in found.items():
         for form in FORMS:
-            own = {graph.removeprefix(f"{form}: "): said for graph, said in verdicts.items() if graph.startswith(form)}
+            begins = f"{form}: "
+            own = {graph.removeprefix(begins): said for graph, said in verdicts.items() if graph.startswith(begins)}
             others: dict[str, list[str]] = {}
             for graph, verdict in own.items():
                 if verdict != "right":

@@ -7,8 +7,11 @@ import re
 import sys
 from pathlib import Path
 
+import numpy as np
+import onnxruntime as ort
 import pytest
 
+import edifice_export as ee
 from edifice_export.bundle.manifest import GRAPHS
 from edifice_reference.models.registry import ARCHITECTURES
 
@@ -45,3 +48,15 @@ def test_the_check_sees_a_verdict_that_changes(written: str, now: str, differs: 
     assert (kind(written) != kind(now)) == differs
     assert bool(differences({"tool": {"graph": written}}, {"tool": {"graph": now}})) == differs
     assert differences({}, {"tool": {"graph": now}}) == [f"tool, graph: {now}; written: nothing"]
+
+
+def test_the_pages_head_behind_a_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/onnx_tools.md").read_text(), re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "exported").symlink_to(ROOT / "exported")
+    exec(compile(code, "docs/onnx_tools.md", "exec"), {})
+    x = np.random.default_rng(1).standard_normal((2, 9, 8)).astype(np.float32)
+    (policy,) = ort.InferenceSession("policy.onnx").run(["head/policy"], {"state_sequence": x})
+    logits = ee.load(ROOT / "exported/hymba_tiny")(x) @ np.random.default_rng(0).standard_normal((16, 5), np.float32)
+    expected = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
+    np.testing.assert_allclose(policy, expected, rtol=1e-4)
