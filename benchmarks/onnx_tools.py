@@ -7,7 +7,7 @@
 The window, stream and prefill graphs of every architecture, tiny ones, go through each tool: as they are (with
 functions), inlined, and those for `--target web`, which have no Scan, inlined. ONNX Runtime runs what comes out on the
 bundle's test data, which is float64's. Each tool has a process of its own, so that one that crashes or hangs is a
-result too. The extra `tools` installs them.
+result too. docs/onnx_tools.md installs them.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def versions(tools: Sequence[str]) -> dict[str, str]:
     try:
         return {package: version(package) for package in packages}
     except PackageNotFoundError as error:
-        raise ee.RequestError(f"{error.name} is not installed; install the extra: pip install -e '.[tools]'") from error
+        raise ee.RequestError(f"{error.name} is not installed; see docs/onnx_tools.md") from error
 
 
 def kind(verdict: str) -> str:

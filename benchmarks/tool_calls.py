@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import sys
 from collections.abc import Callable, Iterator
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import onnx
@@ -215,6 +218,22 @@ def _openvino(model: Path, _: Path, inputs: Arrays) -> Made:
     return {name: value for output, value in found.items() for name in output.names}
 
 
+def _onnx2torch(model: Path, _: Path, inputs: Arrays) -> Made:
+    # It imports torchvision, for operators of no graph here; PyPI's does not load beside the CPU build of torch.
+    for name in ("torchvision", "torchvision.ops"):
+        sys.modules[name] = ModuleType(name)
+        sys.modules[name].__spec__ = ModuleSpec(name, None)
+    vars(sys.modules["torchvision.ops"])["roi_align"] = None
+    import onnx2torch
+    import torch
+
+    graph = onnx.load(model).graph
+    with torch.no_grad():
+        found = onnx2torch.convert(model)(*(torch.tensor(inputs[value.name]) for value in graph.input))
+    outputs = [found] if torch.is_tensor(found) else found
+    return {value.name: output.numpy() for value, output in zip(graph.output, outputs, strict=True)}
+
+
 TOOLS = {
     "onnx.checker": Tool("onnx", _checker),
     "onnx.reference": Tool("onnx", _reference),
@@ -232,4 +251,5 @@ TOOLS = {
     "onnxsim": Tool("onnxsim", _onnxsim),
     "onnx-graphsurgeon": Tool("onnx-graphsurgeon", _graphsurgeon),
     "openvino.convert_model": Tool("openvino", _openvino),
+    "onnx2torch": Tool("onnx2torch", _onnx2torch),
 }
