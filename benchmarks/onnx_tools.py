@@ -53,8 +53,8 @@ def write_graphs(folder: Path) -> list[str]:
         )
         for graph in GRAPHS:
             _, inputs, outputs = next(portable.test_data(graph))  # the same for every target
-            model = onnx.load(portable.file(f"{graph}/model.onnx"))
-            without_scan = onnx.load(web.file(f"{graph}/model.onnx"))
+            model = onnx.load(portable.file(portable.manifest.graphs[graph].model))
+            without_scan = onnx.load(web.file(web.manifest.graphs[graph].model))
             for form, made in zip(FORMS, (model, inline(model), inline(without_scan)), strict=True):
                 names.append(f"{form}: {architecture} {graph}")
                 place = folder / names[-1]

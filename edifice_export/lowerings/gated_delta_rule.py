@@ -13,7 +13,7 @@ from edifice_reference.ops import gated_delta_rule
 
 from .domain import EDIFICE, op
 from .lowering import Call, Lowering
-from .matrix_state import FromChunks, InChunks, ScoresByHead, SplitDecay
+from .matrix_state import FromChunks, InChunks, ScoresByHead, SplitDecay, by_head
 from .registry import register
 
 
@@ -136,13 +136,8 @@ def GatedDeltaRuleFrame(query, key, value, log_decay, beta, initial):
     return y, final
 
 
-def _by_head(call: Call) -> bool:
-    decay = call.shapes[3]
-    return decay is not None and decay[-1] == 1
-
-
 def _prefer(call: Call) -> tuple[str, str]:
-    if _by_head(call):
+    if by_head(call):
         return "chunked", "a decay for each head"
     return "scan", "a decay for each channel of a key"
 
@@ -150,7 +145,7 @@ def _prefer(call: Call) -> tuple[str, str]:
 register(
     gated_delta_rule,
     (
-        Lowering("chunked", GatedDeltaRuleChunked, takes=_by_head),
+        Lowering("chunked", GatedDeltaRuleChunked, takes=by_head),
         Lowering("scan", GatedDeltaRuleScan),
         Lowering("frame", GatedDeltaRuleFrame, is_frame=True),
     ),

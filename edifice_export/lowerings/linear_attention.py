@@ -6,7 +6,7 @@ from edifice_reference.ops import linear_attention
 
 from .domain import EDIFICE, op
 from .lowering import Call, Lowering
-from .matrix_state import BetweenFrames, FromChunks, InChunks, ScoresByHead, ScoresByKey, SplitDecay
+from .matrix_state import BetweenFrames, FromChunks, InChunks, ScoresByHead, ScoresByKey, SplitDecay, by_head
 from .registry import register
 
 
@@ -95,13 +95,8 @@ def LinearAttentionFrame(query, key, value, log_decay, initial):
     return y, final
 
 
-def _by_head(call: Call) -> bool:
-    decay = call.shapes[3]
-    return decay is not None and decay[-1] == 1
-
-
 def _prefer(call: Call) -> tuple[str, str]:
-    if _by_head(call):
+    if by_head(call):
         return "chunked", "a decay for each head"
     if call.scans:
         return "scan", "a decay for each channel of a key"
@@ -111,8 +106,8 @@ def _prefer(call: Call) -> tuple[str, str]:
 register(
     linear_attention,
     (
-        Lowering("chunked", LinearAttentionChunked, takes=_by_head),
-        Lowering("chunked_by_key", LinearAttentionChunkedByKey, takes=lambda call: not _by_head(call)),
+        Lowering("chunked", LinearAttentionChunked, takes=by_head),
+        Lowering("chunked_by_key", LinearAttentionChunkedByKey, takes=lambda call: not by_head(call)),
         Lowering("scan", LinearAttentionScan),
         Lowering("frame", LinearAttentionFrame, is_frame=True),
     ),

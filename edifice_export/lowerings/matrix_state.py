@@ -9,8 +9,15 @@ quotient of products overflow.
 from onnxscript import script
 
 from .domain import EDIFICE, op
+from .lowering import Call
 
-__all__ = ["BetweenFrames", "FromChunks", "InChunks", "ScoresByHead", "ScoresByKey", "SplitDecay"]
+__all__ = ["BetweenFrames", "FromChunks", "InChunks", "ScoresByHead", "ScoresByKey", "SplitDecay", "by_head"]
+
+
+def by_head(call: Call) -> bool:
+    """Whether log_decay, the fourth of what such an op takes, is one number for each head."""
+    decay = call.shapes[3]
+    return decay is not None and decay[-1] == 1
 
 
 @script(EDIFICE, default_opset=op)

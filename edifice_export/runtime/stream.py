@@ -112,10 +112,7 @@ class Stream:
         after = self._take()
         try:
             binding = self._binding(self._current, after)
-            self._step.run_with_iobinding(binding)
-            binding.synchronize_outputs()
-            if self._growing:
-                after.grown = binding.get_outputs()[-len(self._growing) :]
+            self._run(self._step, binding, after)
         except ORT_ERRORS as error:
             raise failed(f"a frame of {self.batch} streams", error) from error
         self._check_finite(self._result)
@@ -291,16 +288,19 @@ class Stream:
             binding.bind_ortvalue_output(output.name, ort.OrtValue.ortvalue_from_numpy(array))
         self._bind_states(binding, before, after)
         try:
-            self._prefill.run_with_iobinding(binding)
-            binding.synchronize_outputs()
-            if self._growing:
-                after.grown = binding.get_outputs()[-len(self._growing) :]
+            self._run(self._prefill, binding, after)
         except ORT_ERRORS as error:
             given = ", ".join(
                 f"{spec.name} {list(array.shape)}" for spec, array in zip(self._sequences, frames, strict=True)
             )
             raise failed(given, error) from error
         return after, outputs
+
+    def _run(self, session: ort.InferenceSession, binding: ort.IOBinding, after: _State) -> None:
+        session.run_with_iobinding(binding)
+        binding.synchronize_outputs()
+        if self._growing:
+            after.grown = binding.get_outputs()[-len(self._growing) :]
 
     def _binding(self, past: _State, present: _State) -> ort.IOBinding:
         key = id(past.buffers), id(present.buffers)

@@ -105,7 +105,7 @@ def _is_usable(package: str) -> bool:
         return False
     try:
         importlib.import_module(package)
-    except Exception:  # whatever a package raises that finds its libraries missing
+    except (ImportError, OSError):  # it, or a library that it needs, is missing
         return False
     return True
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 from typing import Any, overload
 
 import torch
@@ -14,7 +15,7 @@ from .block import InferenceParams, State
 __all__ = ["StatefulMixer"]
 
 
-class StatefulMixer(nn.Module):
+class StatefulMixer(nn.Module, abc.ABC):
     """A short convolution and a scan, in one piece or frame by frame.
 
     A state is {"conv", "ssm"} as the ops of edifice_reference take it. The originals' conv_state holds the last d_conv
@@ -103,10 +104,10 @@ class StatefulMixer(nn.Module):
             states[self.layer_idx] = self.allocate_inference_cache(batch, inference_params.max_seqlen)
         return states[self.layer_idx]
 
+    @abc.abstractmethod
     def _mix(self, hidden_states: Tensor, state: State | None) -> tuple[Tensor, dict[str, Tensor], Tensor]:
         """What comes out, the state after, and what was convolved."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def _state_shape(self) -> tuple[int, ...]:
         """Of an entry's ssm_state, as the original holds it."""
-        raise NotImplementedError
